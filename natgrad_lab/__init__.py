@@ -1,0 +1,30 @@
+"""natgrad_lab: exact and approximate natural gradients of neural networks, to compute with, to look at, to teach with.
+
+`import natgrad_lab as ng` loads nothing yet: each room (`ng.fisher`, `ng.optimizers`, ...) is imported where it is first
+used, so that the command line starts at once and the core runs where plotly and Jupyter are absent.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_ROOMS = (
+    "cli", "datasets", "deep_linear", "derivatives", "distributed", "errors", "experiments", "fisher", "likelihoods", "linalg",
+    "metrics", "models", "optimizers", "parameters", "plots", "structures", "validation", "widgets",
+)  # fmt: skip
+_NAMES = {"ParameterLayout": "parameters", "stop_all": "widgets"}
+__all__ = ["ParameterLayout", "stop_all", *_ROOMS]
+
+
+def __getattr__(name: str):
+    """Import the room `name`, or the room that defines the public name `name`."""
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    if name in _NAMES:
+        return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"natgrad_lab has no {name!r}. It has: {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    """List the lazy names too, for completion."""
+    return sorted([*globals(), *__all__])
