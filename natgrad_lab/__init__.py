@@ -1,7 +1,7 @@
 """natgrad_lab: exact and approximate natural gradients of neural networks, to compute with, to look at, to teach with.
 
-`import natgrad_lab as ng` loads nothing yet: each room (`ng.fisher`, `ng.optimizers`, ...) is imported where it is first
-used, so that the command line starts at once and the core runs where plotly and Jupyter are absent.
+`import natgrad_lab as ng` loads nothing yet: each room (`ng.fisher`, `ng.optimizers`, ...) is imported where it is
+first used, so that the command line starts at once and the core runs where plotly and Jupyter are absent.
 """
 
 from importlib import import_module
@@ -9,8 +9,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "cli", "datasets", "deep_linear", "derivatives", "distributed", "errors", "experiments", "fisher", "likelihoods", "linalg",
-    "metrics", "models", "optimizers", "parameters", "plots", "structures", "validation", "widgets",
+    "cli", "datasets", "deep_linear", "derivatives", "distributed", "errors", "experiments", "fisher", "likelihoods",
+    "linalg", "metrics", "models", "optimizers", "parameters", "plots", "structures", "validation", "widgets",
 )  # fmt: skip
 _NAMES = {"ParameterLayout": "parameters", "stop_all": "widgets"}
 __all__ = ["ParameterLayout", "stop_all", *_ROOMS]

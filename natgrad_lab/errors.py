@@ -1,4 +1,4 @@
-"""The exceptions and the warning that callers may want to catch by name; everything else is a ValueError or TypeError."""
+"""The exceptions and the warning that callers may want to catch by name; all else is a ValueError or TypeError."""
 
 
 class UnsupportedLayerError(TypeError):
