@@ -1,0 +1,218 @@
+"""One forward pass that records what goes into each layer, and batched backward passes to each layer's output.
+
+Everything else is built from these two: for a Linear layer with input a and back-propagated vector s (both per example)
+the gradient of [W | b] is s [a; 1]ᵀ, so Jacobians, per-example gradients, Fisher matrices and Kronecker factors are all
+products of captured pairs. The model is left as it was: no hook, no `.grad`, no change of mode or of the random state.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from natgrad_lab.errors import UnsupportedLayerError
+from natgrad_lab.parameters import Layer, ParameterLayout
+from natgrad_lab.shapes import Float, Tensor
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """Outputs of one forward pass, the input of each layer, and the way back.
+
+    Attributes:
+        layout: the model's parameters.
+        outputs: (N, C), detached.
+        layer_inputs: one tensor per layer of `layout.layers`, as the layer received it, detached.
+    """
+
+    layout: ParameterLayout
+    outputs: Float[Tensor, "N C"]
+    layer_inputs: tuple[Tensor, ...]
+    _graph_outputs: Tensor
+    _edges: tuple[GradientEdge, ...]
+
+    def pull_back(self, vectors: Float[Tensor, "K N C"]) -> tuple[Tensor, ...]:
+        """Backpropagate K vectors per example, in one batched pass, to the output of every layer.
+
+        Args: vectors: v at the network's outputs.
+        Returns: per layer (∂f/∂(layer output))ᵀ v, shape (K, N, ...) with the layer's own output shape after N.
+        Cost: K backward passes without weight gradients; the graph is kept for further calls.
+        """
+        if vectors.shape[0] == 1:
+            pulled = torch.autograd.grad(
+                self._graph_outputs, self._edges, vectors[0], retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            return tuple(gradient.unsqueeze(0) for gradient in pulled)
+        return torch.autograd.grad(
+            self._graph_outputs,
+            self._edges,
+            vectors,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+            is_grads_batched=True,
+        )
+
+    def parameter_gradient(self, vectors: Float[Tensor, "N C"]) -> Float[Tensor, " P"]:
+        """Σ_n J_nᵀ v_n in the flat order, by PyTorch's own backward pass to the parameters (for checks)."""
+        parameters = [parameter for layer in self.layout.layers for parameter in layer.parameters]
+        gradients = torch.autograd.grad(
+            self._graph_outputs, parameters, vectors, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        flat = torch.empty(self.layout.dim, dtype=self.layout.dtype, device=self.layout.device)
+        by_parameter = {id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)}
+        for parameter, view in self.layout.split(flat):
+            view.copy_(by_parameter[id(parameter)])
+        return flat
+
+
+def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> ForwardPass:
+    """Run `model` on `inputs` once and record every layer of `layout`.
+
+    Works inside `torch.no_grad()`, with in-place activations, residual connections, and any module without parameters.
+
+    Args:
+        inputs: (N, ...), at least one example, finite.
+    Raises:
+        UnsupportedLayerError: a layer that runs twice or not at all; batch norm or dropout in train mode.
+        ValueError: an empty batch, NaN in inputs or weights, a dtype or device other than the model's, outputs that are
+            not (N, C), or a shape the model does not take (with the model's own message).
+    """
+    refuse_inputs(layout, inputs)
+    refuse_modes(model)
+    seen_inputs: dict[str, Tensor] = {}
+    edges: dict[str, GradientEdge] = {}
+    with _recording(layout, seen_inputs, edges), torch.inference_mode(False), torch.enable_grad():
+        outputs = _run(model, inputs.clone() if inputs.is_inference() else inputs)
+    _refuse_outputs(layout, inputs, outputs)
+    for layer in layout.layers:
+        if layer.name not in edges:
+            raise UnsupportedLayerError(
+                f"layer {layer.name!r} ({type(layer.module).__name__}) did not run in the forward pass, or its weights are "
+                "used without calling it. Freeze it with requires_grad_(False), or call it in forward."
+            )
+    names = [layer.name for layer in layout.layers]
+    return ForwardPass(
+        layout,
+        outputs.detach(),
+        tuple(seen_inputs[name] for name in names),
+        outputs,
+        tuple(edges[name] for name in names),
+    )
+
+
+@contextmanager
+def _recording(layout: ParameterLayout, seen_inputs: dict, edges: dict) -> Iterator[None]:
+    """Hook every layer; a gradient edge (not the tensor) survives an in-place activation after the layer."""
+
+    def record(layer: Layer):
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if layer.name in edges:
+                raise UnsupportedLayerError(
+                    f"layer {layer.name!r} ({type(module).__name__}) runs more than once in one forward pass (shared "
+                    "weights). Give each use its own layer, or unroll the computation into one call."
+                )
+            if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+                raise UnsupportedLayerError(
+                    f"layer {layer.name!r} ({type(module).__name__}) does not map one tensor to one tensor, so its inputs "
+                    "cannot be recorded."
+                )
+            seen_inputs[layer.name] = args[0].detach()
+            edges[layer.name] = get_gradient_edge(output)
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(record(layer)) for layer in layout.layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(model: nn.Module, inputs: Tensor) -> Tensor:
+    try:
+        return model(inputs)
+    except RuntimeError as error:
+        if "shape" not in str(error) and "size" not in str(error):
+            raise
+        raise ValueError(
+            f"the model does not take inputs of shape {tuple(inputs.shape)} ({error}). Pass (N, ...) with the "
+            "features that its first layer expects."
+        ) from error
+
+
+def refuse_inputs(layout: ParameterLayout, inputs: Tensor) -> None:
+    """Raise for inputs that are no tensor, empty, not finite, or of another dtype or device than the model."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"inputs must be a torch.Tensor of shape (N, ...); got {type(inputs).__name__}. Convert them with "
+            "torch.as_tensor(...)."
+        )
+    if inputs.ndim < 1 or inputs.shape[0] == 0 or inputs.numel() == 0:
+        raise ValueError(
+            f"inputs hold no examples (shape {tuple(inputs.shape)}). Pass at least one: a Fisher is a mean over examples."
+        )
+    if inputs.device != layout.device:
+        raise ValueError(
+            f"inputs are on {inputs.device}, the model on {layout.device}. Move them: inputs.to({str(layout.device)!r})."
+        )
+    if inputs.is_floating_point():
+        if inputs.dtype != layout.dtype:
+            raise ValueError(
+                f"inputs are {inputs.dtype}, the model's parameters {layout.dtype}. Convert one of them: "
+                f"inputs.to({layout.dtype}) or model.to({inputs.dtype})."
+            )
+        if not torch.isfinite(inputs).all():
+            bad = int((~torch.isfinite(inputs)).reshape(inputs.shape[0], -1).any(dim=1).nonzero()[0])
+            raise ValueError(f"inputs hold NaN or infinity (first in example {bad}). Remove or repair those examples.")
+
+
+def refuse_modes(model: nn.Module) -> None:
+    """Raise for layers whose output depends on the rest of the batch, or on chance."""
+    for name, module in model.named_modules():
+        mixes = isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None)
+        instance = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        if mixes and not instance:
+            raise UnsupportedLayerError(
+                f"layer {name!r} ({type(module).__name__}) normalizes with the statistics of the batch (train mode), so "
+                "examples have no gradient of their own. Call model.eval() first."
+            )
+        if isinstance(module, _DROPOUTS) and module.training and module.p > 0:
+            raise UnsupportedLayerError(
+                f"layer {name!r} ({type(module).__name__}) drops units at random in train mode, so the Fisher is not "
+                "determined by model and data. Call model.eval() first."
+            )
+
+
+def refuse_weights(layout: ParameterLayout) -> None:
+    """Raise for a parameter that holds NaN or infinity, by name."""
+    for layer in layout.layers:
+        for key, parameter in zip(layer.parameter_names, layer.parameters, strict=True):
+            if not torch.isfinite(parameter).all():
+                count = int((~torch.isfinite(parameter)).sum())
+                raise ValueError(
+                    f"parameter {layer.name + '.' + key!r} holds NaN or infinity in {count} of {parameter.numel()} "
+                    "entries: training has diverged, or a checkpoint is damaged. Load or initialize the weights again."
+                )
+
+
+def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: Tensor) -> None:
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[0] != inputs.shape[0]:
+        given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"the model must return outputs of shape (N, C) with N = {inputs.shape[0]} examples; got {given}. Flatten or "
+            "pool inside the model."
+        )
+    if not torch.isfinite(outputs).all():
+        refuse_weights(layout)
+        raise ValueError(
+            "the model's outputs hold NaN or infinity although inputs and weights are finite: they overflow "
+            f"{outputs.dtype}. Scale the inputs or the weights down, or use float64."
+        )

@@ -1,0 +1,265 @@
+"""Likelihoods p(y | f) of the network outputs f: the only place where a loss, its scale and its targets are defined.
+
+Each is five closed-form functions of the outputs (N, C): `nll`, `score`, `sample`, `fisher_root`, `kl`, all in nats and
+per example; `root_coordinates` inverts the root on the vectors that need it and `validate` refuses targets that have no
+density. There is no `reduction` argument: a loss is the mean over examples, everywhere.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from natgrad_lab.shapes import Float, Tensor
+
+
+class Likelihood(ABC):
+    """A density p(y | f) over targets y given network outputs f (N, C)."""
+
+    @abstractmethod
+    def nll(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, " N"]:
+        """−log p(y | f) per example, in nats."""
+
+    @abstractmethod
+    def score(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, "N C"]:
+        """∂ log p(y | f) / ∂f per example (the negative gradient of `nll`)."""
+
+    @abstractmethod
+    def sample(
+        self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Targets drawn from p(y | f): (num_samples, N) classes or (num_samples, N, C) values.
+
+        Without a `generator` a new one with seed 0 is used: PyTorch's global random state is never read nor moved.
+        """
+
+    @abstractmethod
+    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
+        """S with S Sᵀ = E_{y~p}[score scoreᵀ], the output Fisher; its columns are vectors to backpropagate."""
+
+    @abstractmethod
+    def kl(self, outputs: Float[Tensor, "N C"], other: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
+        """KL(p(y | outputs) ‖ p(y | other)) per example, in nats."""
+
+    @abstractmethod
+    def root_coordinates(
+        self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]
+    ) -> Float[Tensor, "N C"]:
+        """Solve S u = v for u, where v is in the range of S (as every score is)."""
+
+    @abstractmethod
+    def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError if `targets` have no density under `outputs`."""
+
+    def output_fisher(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
+        """Λ = S Sᵀ, the Fisher information of the outputs, per example."""
+        root = self.fisher_root(outputs)
+        return root @ root.mT
+
+    def validate(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse targets of the wrong kind, shape, device or range, saying what was given and what is expected."""
+        if not isinstance(targets, Tensor):
+            raise TypeError(
+                f"targets must be a torch.Tensor; got {type(targets).__name__}. Convert them with torch.as_tensor(...)."
+            )
+        if targets.device != outputs.device:
+            raise ValueError(
+                f"targets are on {targets.device}, the model's outputs on {outputs.device}. Move them with "
+                f"targets.to({str(outputs.device)!r})."
+            )
+        self._refuse_targets(outputs, targets)
+
+
+def _own_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    if generator is None:
+        return torch.Generator(device=device).manual_seed(0)
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"the generator is on {generator.device}, the outputs on {device}. Make it with "
+            f"torch.Generator(device={str(device)!r}).manual_seed(seed)."
+        )
+    return generator
+
+
+def _refuse_real_targets(name: str, outputs: Tensor, targets: Tensor) -> None:
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            f"{name} needs one target per output: targets of shape {tuple(outputs.shape)}; got {tuple(targets.shape)}."
+        )
+    if not targets.is_floating_point():
+        raise ValueError(
+            f"{name} needs floating-point targets; got {targets.dtype}. Convert them with targets.to({outputs.dtype})."
+        )
+    if not torch.isfinite(targets).all():
+        bad = int((~torch.isfinite(targets)).any(dim=1).nonzero()[0])
+        raise ValueError(f"targets hold NaN or infinity (first in example {bad}). Remove or repair those examples.")
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """One of C classes, outputs are logits: p(y | f) = softmax(f)_y. Targets: integers (N,) in 0 .. C−1.
+
+    Output Fisher diag(p) − ppᵀ, rank C − 1; root S = diag(√p) − p √pᵀ, not symmetric, whose column c is the score at
+    target c times √p_c: the expectation over targets written as C vectors. [MartensGrosse2015], [Dangel2025].
+    """
+
+    def nll(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, " N"]:
+        """log Σ exp f − f_y."""
+        return functional.cross_entropy(outputs, targets.long(), reduction="none")
+
+    def score(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, "N C"]:
+        """e_y − softmax(f)."""
+        score = -outputs.softmax(-1)
+        return score.scatter_add(-1, targets.long().unsqueeze(-1), torch.ones_like(outputs[:, :1]))
+
+    def sample(
+        self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Classes (num_samples, N)."""
+        generator = _own_generator(generator, outputs.device)
+        return torch.multinomial(outputs.softmax(-1), num_samples, replacement=True, generator=generator).T
+
+    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
+        """diag(√p) − p √pᵀ."""
+        p = outputs.softmax(-1)
+        root_p = (0.5 * outputs.log_softmax(-1)).exp()
+        return torch.diag_embed(root_p) - p.unsqueeze(-1) * root_p.unsqueeze(-2)
+
+    def root_coordinates(
+        self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]
+    ) -> Float[Tensor, "N C"]:
+        """v / √p, which solves S u = v whenever the entries of v sum to zero. Overflows where p underflows."""
+        return vectors * (-0.5 * outputs.log_softmax(-1)).exp()
+
+    def kl(self, outputs: Float[Tensor, "N C"], other: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
+        """Σ_c p_c (log p_c − log q_c)."""
+        log_p = outputs.log_softmax(-1)
+        return (log_p.exp() * (log_p - other.log_softmax(-1))).sum(-1)
+
+    def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        num_examples, num_classes = outputs.shape
+        if targets.shape != (num_examples,):
+            hint = " Take targets.argmax(dim=1) of one-hot rows." if targets.shape == outputs.shape else ""
+            raise ValueError(
+                f"Categorical needs one class per example: targets of shape ({num_examples},); got "
+                f"{tuple(targets.shape)}.{hint}"
+            )
+        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            raise ValueError(
+                f"Categorical needs integer classes; got {targets.dtype}. Convert them with targets.long()."
+            )
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"targets must be classes 0 .. {num_classes - 1} (the model has {num_classes} outputs); got values from "
+                f"{low} to {high}. Check the class numbering or the size of the last layer."
+            )
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """C independent coins, outputs are logits: p(y_c = 1 | f) = σ(f_c). Targets: (N, C) in [0, 1].
+
+    Targets strictly between 0 and 1 (grey pixels of an autoencoder) give the cross-entropy, which is −log p averaged
+    over a coin with that mean. Output Fisher diag(σ(f) σ(−f)).
+    """
+
+    def nll(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, " N"]:
+        """Σ_c softplus(f_c) − y_c f_c."""
+        return (functional.softplus(outputs) - targets * outputs).sum(-1)
+
+    def score(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, "N C"]:
+        """y − σ(f)."""
+        return targets.to(outputs.dtype) - outputs.sigmoid()
+
+    def sample(
+        self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Zeros and ones (num_samples, N, C) in the outputs' dtype."""
+        generator = _own_generator(generator, outputs.device)
+        return torch.bernoulli(outputs.sigmoid().expand(num_samples, *outputs.shape), generator=generator)
+
+    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
+        """diag(√(σ(f) σ(−f)))."""
+        return torch.diag_embed(self._deviation(outputs))
+
+    def root_coordinates(
+        self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]
+    ) -> Float[Tensor, "N C"]:
+        """v / √(σ(f) σ(−f)). Overflows where a coin is certain to the last bit."""
+        return vectors / self._deviation(outputs)
+
+    def kl(self, outputs: Float[Tensor, "N C"], other: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
+        """Σ_c KL between the two coins, from log-sigmoids (no cancellation for certain coins)."""
+        log_p, log_not_p = functional.logsigmoid(outputs), functional.logsigmoid(-outputs)
+        log_q, log_not_q = functional.logsigmoid(other), functional.logsigmoid(-other)
+        return (log_p.exp() * (log_p - log_q) + log_not_p.exp() * (log_not_p - log_not_q)).sum(-1)
+
+    @staticmethod
+    def _deviation(outputs: Tensor) -> Tensor:
+        return (0.5 * (functional.logsigmoid(outputs) + functional.logsigmoid(-outputs))).exp()
+
+    def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        _refuse_real_targets("Bernoulli", outputs, targets)
+        low, high = float(targets.min()), float(targets.max())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"Bernoulli targets must lie in [0, 1]; got values from {low:g} to {high:g}. Divide by the largest "
+                "value, or use Gaussian() for unbounded targets."
+            )
+
+
+@dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """Outputs are means, the variance is given: y ~ N(f, variance · I). Targets: (N, C), real.
+
+    nll = ½‖y − f‖² / variance; the constant (C/2) log(2π variance) is left out, so that a perfect fit has loss 0.
+    (`torch.nn.MSELoss` is 2 / C times this at variance 1.) Output Fisher I / variance.
+    """
+
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a variance that is no positive number."""
+        if not (isinstance(self.variance, int | float) and 0 < self.variance < math.inf):
+            raise ValueError(f"Gaussian needs a variance that is a positive number; got {self.variance!r}.")
+
+    def nll(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, " N"]:
+        """½‖y − f‖² / variance, without the constant."""
+        return (targets - outputs).square().sum(-1) / (2 * self.variance)
+
+    def score(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, "N C"]:
+        """(y − f) / variance."""
+        return (targets.to(outputs.dtype) - outputs) / self.variance
+
+    def sample(
+        self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Values (num_samples, N, C)."""
+        generator = _own_generator(generator, outputs.device)
+        shape = (num_samples, *outputs.shape)
+        noise = torch.randn(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
+        return outputs + math.sqrt(self.variance) * noise
+
+    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
+        """I / √variance."""
+        eye = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+        return (eye / math.sqrt(self.variance)).expand(outputs.shape[0], -1, -1)
+
+    def root_coordinates(
+        self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]
+    ) -> Float[Tensor, "N C"]:
+        """√variance · v."""
+        return math.sqrt(self.variance) * vectors
+
+    def kl(self, outputs: Float[Tensor, "N C"], other: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
+        """½‖f − f′‖² / variance."""
+        return (outputs - other).square().sum(-1) / (2 * self.variance)
+
+    def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        _refuse_real_targets("Gaussian", outputs, targets)
+
+
+LIKELIHOODS = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}
