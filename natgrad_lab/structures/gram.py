@@ -1,0 +1,202 @@
+"""M = RᵀR through the small matrix RRᵀ: the exact Fisher of a batch when it has fewer rows than the model has parameters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Real
+
+import torch
+
+from natgrad_lab.linalg import (
+    check_damping,
+    cholesky_solve,
+    clamp_spectrum,
+    damped_cholesky,
+    not_positive_definite,
+    psd_eigh,
+    psd_eigvalsh,
+    rounding_level,
+    spectrum_power,
+)
+from natgrad_lab.shapes import Float, Tensor
+from natgrad_lab.structures.base import StructuredMatrix, power_note
+from natgrad_lab.structures.dense import Dense
+from natgrad_lab.structures.low_rank import LowRank
+from natgrad_lab.structures.row_blocks import RowBlock, mirror_upper
+
+_REFINEMENTS = 6
+_CHUNK = 1 << 24  # numbers of R formed at a time by to_dense
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gram(StructuredMatrix):
+    """RᵀR with R (rows, P) in column blocks, one per layer: a row is one score of one example, already divided by √N.
+
+    With rows < P everything goes through RRᵀ (rows, rows), otherwise through the matrix itself. Solves are exact to
+    float64 whatever the dtype: the factorization is made in the working precision, and refined with products in float64.
+    Describes one batch, so `map` is refused.
+    Cost: rows² Σ C_l / 2 multiplications for RRᵀ, rows³ / 3 flops for a solve, then 4 N P flops a product.
+    """
+
+    blocks: tuple[RowBlock, ...]
+
+    def __post_init__(self):
+        """Refuse blocks with different numbers of rows."""
+        if not self.blocks:
+            raise ValueError("Gram needs at least one block of rows; got none. A model without parameters has no Fisher.")
+        super().__post_init__()
+        if len(counts := {block.shape[0] for block in self.blocks}) > 1:
+            raise ValueError(f"Gram needs blocks with the same number of rows; got {sorted(counts)}. Take one batch for all layers.")
+
+    @property
+    def dim(self) -> int:
+        """P, the columns of all blocks."""
+        return sum(block.shape[1] for block in self.blocks)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of R."""
+        return self.blocks[0].shape[0]
+
+    @cached_property
+    def row_gram(self) -> Float[Tensor, "R R"]:
+        """RRᵀ = Σ_l (A_l A_lᵀ) ∘ (G_l G_lᵀ), A_l the inputs and G_l the scores of layer l. Kept: do not write into it."""
+        out = torch.zeros(self.num_rows, self.num_rows, dtype=self.dtype, device=self.device)
+        for block in self.blocks:
+            block.add_gram(out)
+        return mirror_upper(out)
+
+    def rows_matmul(self, x: Float[Tensor, "P *k"]) -> Float[Tensor, "R *k"]:
+        """R x."""
+        self._check(x)
+        parts = x.split([block.shape[1] for block in self.blocks])
+        return sum(block.matmul(part) for block, part in zip(self.blocks, parts, strict=True))
+
+    def rmatmul(self, v: Float[Tensor, "R *k"]) -> Float[Tensor, "P *k"]:
+        """Rᵀ v."""
+        self._check_rows(v)
+        return torch.cat([block.rmatmul(v) for block in self.blocks])
+
+    def matmul(self, x: Float[Tensor, "P *k"]) -> Float[Tensor, "P *k"]:
+        """Rᵀ(R x)."""
+        return self.rmatmul(self.rows_matmul(x))
+
+    def range_solve(self, u: Float[Tensor, "R *k"], damping: Real) -> Float[Tensor, "P *k"]:
+        """(M + damping I)⁻¹ Rᵀu = Rᵀ(RRᵀ + damping I)⁻¹u: the range form, for a gradient g = Rᵀu.
+
+        Nothing is subtracted, so the result keeps its accuracy in float32 where the Woodbury form of `solve` would lose it.
+        With damping 0 it needs RRᵀ invertible, and gives the solution of least norm.
+        """
+        self._check_rows(u)
+        return self._double.rmatmul(self._rows_solve(u.double(), damping)).to(self.dtype)
+
+    def solve(self, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:
+        """(M + damping I)⁻¹ x = (x - Rᵀ(RRᵀ + damping I)⁻¹ R x) / damping (Woodbury), the subtraction in float64.
+
+        With at least as many rows as parameters the matrix itself is factored.
+        """
+        self._check(x)
+        if self.num_rows >= self.dim:
+            return self._dense.solve(x, damping)
+        self._require_damping(damping)
+        wide = x.double()
+        inside = self._double.rmatmul(self._rows_solve(self._double.rows_matmul(wide), damping))
+        return ((wide - inside) / float(damping)).to(self.dtype)
+
+    def power(self, p: Real, damping: Real = 0.0) -> StructuredMatrix:
+        """(M + damping I)^p as a LowRank: eigenvectors Rᵀu/√s of the eigenvalues s above rounding, damping^p for the rest."""
+        if self.num_rows >= self.dim:
+            return self._dense.power(p, damping)
+        if p < 0:
+            self._require_damping(damping)
+        s, u = psd_eigh(self._double.row_gram)
+        kept = s > rounding_level(len(s), s[-1])
+        scaled = self._double.rmatmul((u[:, kept] / s[kept].sqrt()).flip(1))
+        basis = torch.linalg.qr(scaled).Q if kept.any() else scaled  # orthonormal to rounding also where s is tiny
+        zero = torch.zeros(1, dtype=s.dtype, device=s.device)
+        powers = spectrum_power(torch.cat([s[kept].flip(0), zero]), p, damping)
+        return LowRank(*(t.to(self.dtype) for t in (basis, powers[:-1], powers[-1])), note=power_note(p, damping))
+
+    def to_dense(self) -> Float[Tensor, "P P"]:
+        """The matrix itself, summed over chunks of rows."""
+        out = torch.zeros(self.dim, self.dim, dtype=self.dtype, device=self.device)
+        step = max(1, _CHUNK // self.dim)
+        for start in range(0, self.num_rows, step):
+            rows = torch.cat([block.rows(start, start + step) for block in self.blocks], dim=1)
+            out.addmm_(rows.mT, rows)
+        return out
+
+    def diagonal(self) -> Float[Tensor, " P"]:
+        """Squared norms of the columns of R; R is not formed."""
+        return torch.cat([block.diagonal() for block in self.blocks])
+
+    def eigvalsh(self) -> Float[Tensor, " r"]:
+        """The min(rows, P) largest eigenvalues, ascending: all that are not zero are among them."""
+        return self._eigenvalues.clone()
+
+    def logdet(self, damping: Real = 0.0) -> Float[Tensor, ""]:
+        """log det(M + damping I) = log det(RRᵀ + damping I) + (P - rows) log damping, in float64."""
+        if self.num_rows >= self.dim:
+            return self._dense.logdet(damping)
+        self._require_damping(damping)
+        spectrum = self._double._eigenvalues + float(damping)
+        return (spectrum.log().sum() + (self.dim - self.num_rows) * torch.log(spectrum.new_tensor(float(damping)))).to(self.dtype)
+
+    def map(self, fn: Callable[..., Tensor], *others):
+        """Refused: the rows are those of one batch."""
+        raise ValueError(
+            "Gram cannot be mapped or averaged: its rows describe one batch, and combining those of two batches entry by entry means "
+            "nothing. Use Dense(F.to_dense()) or a Kronecker Fisher for a moving average."
+        )
+
+    @cached_property
+    def _double(self):
+        """The same rows in float64 (small: inputs and scores, not R)."""
+        return self if self.dtype == torch.float64 else Gram(tuple(b.map(lambda t: t.double()) for b in self.blocks))
+
+    @cached_property
+    def _dense(self) -> Dense:
+        return Dense(self.to_dense())
+
+    @cached_property
+    def _eigenvalues(self) -> Tensor:
+        return clamp_spectrum(self._dense.eigvalsh() if self.num_rows >= self.dim else psd_eigvalsh(self.row_gram))
+
+    def _rows_solve(self, u: Tensor, damping: Real) -> Tensor:
+        """(RRᵀ + damping I)⁻¹u in float64."""
+        damping = check_damping(damping)
+        if self.dtype != torch.float64:
+            w = self._refined_solve(u, damping)
+            if w is not None:
+                return w
+        return cholesky_solve(damped_cholesky(self._double.row_gram, damping), u)
+
+    def _refined_solve(self, u: Tensor, damping: float) -> Tensor | None:
+        """Factor in the working precision, correct with float64 residuals; None where that does not converge."""
+        shifted = self.row_gram.clone()
+        shifted.diagonal().add_(damping)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        if info.item():
+            return None
+        scale, before = u.norm(), float("inf")
+        w = torch.zeros_like(u)
+        for _ in range(_REFINEMENTS):
+            residual = u - self._double.rows_matmul(self._double.rmatmul(w)) - damping * w
+            error = (residual.norm() / scale).item() if scale > 0 else 0.0
+            if error <= 1e-10 or scale == 0:
+                return w
+            if not error < before / 4:
+                return None
+            w, before = w + cholesky_solve(factor, residual.to(self.dtype)).double(), error
+        return w if before <= 1e-9 else None
+
+    def _require_damping(self, damping: Real) -> None:
+        if check_damping(damping) == 0:
+            raise not_positive_definite(self.dim, f"its rank is at most {self.num_rows}, so its smallest eigenvalue is 0", 0.0, 0.0)
+
+    def _check_rows(self, v: Tensor) -> None:
+        if v.ndim not in (1, 2) or len(v) != self.num_rows:
+            raise ValueError(
+                f"Gram with {self.num_rows} rows takes one number per row, ({self.num_rows},) or ({self.num_rows}, k); got length "
+                f"{len(v) if v.ndim else 'none'}, shape {tuple(v.shape)}. Row k * N + n is score k of example n."
+            )

@@ -1,0 +1,30 @@
+"""From a saved state back to a structure: the one table of kinds."""
+
+from natgrad_lab.structures.base import TensorFields
+from natgrad_lab.structures.block_diagonal import BlockDiagonal
+from natgrad_lab.structures.dense import Dense
+from natgrad_lab.structures.diagonal import Diagonal
+from natgrad_lab.structures.eigen_kronecker import EigenKronecker
+from natgrad_lab.structures.gram import Gram
+from natgrad_lab.structures.kronecker import Kronecker
+from natgrad_lab.structures.low_rank import LowRank
+from natgrad_lab.structures.row_blocks import DenseRows, KhatriRaoRows
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (BlockDiagonal, Dense, DenseRows, Diagonal, EigenKronecker, Gram, KhatriRaoRows, Kronecker, LowRank)
+}
+
+
+def from_state(state: dict) -> TensorFields:
+    """Rebuild what `state()` described; the caches are not saved."""
+    values = dict(state)
+    if (kind := values.pop("structure", None)) not in KINDS:
+        raise ValueError(f"a structure's state names its kind under 'structure'; got {kind!r}. Known kinds: {', '.join(KINDS)}.")
+    return KINDS[kind](**{name: _value(part) for name, part in values.items()})
+
+
+def _value(part):
+    if isinstance(part, list):
+        return tuple(_value(inner) for inner in part)
+    return from_state(part) if isinstance(part, dict) else part
