@@ -1,0 +1,196 @@
+"""The exact damped natural gradient (F + λI)⁻¹ ∇loss, by whichever exact route is cheapest, with the residual it achieved.
+
+Three routes to the same vector, chosen by counting operations and memory:
+
+    dense  form F (P, P), Cholesky                        few parameters
+    gram   form R Rᵀ (KN, KN), Cholesky                   few examples, any number of parameters
+    cg     conjugate gradients on v ↦ Rᵀ(R v), float64    neither matrix fits
+
+The matrix is formed and factorized in the model's precision; the solution is then corrected with residuals taken in
+float64 through the rows R, so that float32 loses little where λ is small. On the gram route a gradient g = Rᵀu takes the
+range form Rᵀ(R Rᵀ + λ)⁻¹u, in which nothing is subtracted.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from natgrad_lab.errors import NumericalWarning
+from natgrad_lab.fisher.dense import contract
+from natgrad_lab.fisher.gram import gram_from_scores
+from natgrad_lab.fisher.scores import ScorePass, score_pass
+from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.linalg import cg, check_damping, cholesky_solve, damped_cholesky
+from natgrad_lab.shapes import Float, Tensor
+from natgrad_lab.structures import Gram
+
+ROUTES = ("dense", "gram", "cg")
+_LARGEST = 2**29  # numbers in a matrix that is formed: 2 GiB in float32
+_CORRECTIONS = 10
+_ENOUGH = {torch.float32: 1e-9, torch.float64: 1e-14}  # relative residual at which corrections stop
+_PROMISED = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative residual above which the caller is warned
+
+
+@dataclass(frozen=True)
+class ExactDirection:
+    """A solution of (F + damping I) direction = gradient, and how it was found.
+
+    Attributes:
+        direction: (P,) flat order, the model's dtype; points uphill, so a step is −lr · direction.
+        gradient: (P,) of the mean loss.
+        loss: mean nll, nats.
+        damping: λ added to every eigenvalue of F (exact Tikhonov).
+        route: "dense", "gram (range form)", "gram" or "cg".
+        residual: ‖(F + λI) direction − gradient‖ / ‖gradient‖ of what is returned, products taken in float64.
+        corrections: steps of iterative refinement (dense) or of conjugate gradients (cg).
+    """
+
+    direction: Float[Tensor, " P"] = field(repr=False)
+    gradient: Float[Tensor, " P"] = field(repr=False)
+    loss: float
+    damping: float
+    route: str
+    residual: float
+    corrections: int
+
+
+def natural_gradient(
+    model: nn.Module,
+    likelihood: Likelihood,
+    inputs: Tensor,
+    targets: Tensor,
+    damping: float,
+    fisher_type: str = "exact",
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+    *,
+    route: str | None = None,
+) -> ExactDirection:
+    """The exact natural gradient of the mean loss on (inputs, targets), damped by λ = `damping`.
+
+    Args:
+        inputs, targets: N examples; the Fisher and the gradient are means over the same ones.
+        damping: λ ≥ 0. With 0 the Fisher itself must be invertible, which needs K·N ≥ P rows at least.
+        fisher_type, num_samples, generator: as in `output_scores`.
+        route: one of `ROUTES` to insist on; the cheapest is taken otherwise.
+    Raises: NotPositiveDefiniteError for damping 0 and a singular Fisher; as `score_pass`.
+    Warns: NumericalWarning with the residual if it is above 1e-4 (float32) or 1e-8 (float64).
+    Cost: dense N P² + P³/3, gram (KN)² Σ_l out_l + (KN)³/3 operations; `ExactDirection.route` says which was taken.
+    """
+    check_damping(damping)
+    scores = score_pass(
+        model, likelihood, inputs, fisher_type, targets, num_samples, generator, loss_targets=targets
+    )
+    return ExactFisher(scores, likelihood, targets, route).solve(damping)
+
+
+class ExactFisher:
+    """The exact Fisher of one pass, ready to be inverted at any damping: what is formed is kept."""
+
+    def __init__(self, scores: ScorePass, likelihood: Likelihood, targets: Tensor, route: str | None = None):
+        """Choose the route; nothing is computed yet."""
+        if route is not None and route not in ROUTES:
+            raise ValueError(f"route must be one of {', '.join(ROUTES)}; got {route!r}.")
+        self.scores = scores
+        self.gradient = scores.gradient()
+        self.route = route or cheapest_route(scores)
+        self._likelihood, self._targets = likelihood, targets
+
+    @cached_property
+    def gram(self) -> Gram:
+        """F = RᵀR by its rows, in the model's precision."""
+        return gram_from_scores(self.scores)
+
+    @cached_property
+    def rows(self) -> Gram:
+        """The same in float64, for products and residuals."""
+        if self.gram.dtype == torch.float64:
+            return self.gram
+        return Gram(tuple(block.map(lambda tensor: tensor.double()) for block in self.gram.blocks))
+
+    @cached_property
+    def matrix(self) -> Float[Tensor, "P P"]:
+        """F, formed (dense route)."""
+        return contract([layer.rows for layer in self.scores.layers])
+
+    @cached_property
+    def coordinates(self) -> Float[Tensor, " R"] | None:
+        """u with gradient = Rᵀu, in float64; None where the gradient is outside the range of Rᵀ or u overflows."""
+        outputs = self.scores.outputs.double()
+        root = self.scores.num_examples**0.5
+        if self.scores.fisher_type == "empirical":
+            return outputs.new_full((self.scores.num_examples,), -1.0 / root)
+        if self.scores.fisher_type == "monte_carlo":
+            return None
+        score = self._likelihood.score(outputs, self._targets)
+        u = -self._likelihood.root_coordinates(outputs, score).T.flatten() / root
+        if not torch.isfinite(u).all():
+            return None
+        off = torch.linalg.vector_norm(self.rows.rmatmul(u) - self.gradient.double())
+        # the gradient itself carries rounding of its dtype; a sum of N terms, a factor 100 above one rounding
+        bound = 100 * torch.finfo(self.gradient.dtype).eps * torch.linalg.vector_norm(self.gradient.double())
+        return u if off <= bound else None
+
+    def solve(self, damping: float) -> ExactDirection:
+        """(F + damping I)⁻¹ gradient."""
+        damping = check_damping(damping)
+        gradient, route, corrections = self.gradient.double(), self.route, 0
+        size = float(torch.linalg.vector_norm(gradient))
+        if size == 0:
+            return self._result(torch.zeros_like(gradient), damping, route, 0.0, 0)
+        if route == "gram" and self.coordinates is not None and damping > 0:
+            route, direction = "gram (range form)", self.gram.range_solve(self.coordinates.to(self.gram.dtype), damping)
+        elif route == "gram":
+            direction = self.gram.solve(self.gradient, damping)
+        elif route == "cg":
+            direction, _, corrections = cg(self.rows.matmul, gradient, damping, tolerance=1e-8, max_steps=2000)
+        else:
+            direction, corrections = self._dense_solve(gradient, damping)
+        direction = direction.to(self.gradient.dtype)
+        residual = float(torch.linalg.vector_norm(self._residual(direction.double(), gradient, damping))) / size
+        return self._result(direction, damping, route, residual, corrections)
+
+    def _dense_solve(self, gradient: Tensor, damping: float) -> tuple[Tensor, int]:
+        factor = damped_cholesky(self.matrix, damping)
+        best, smallest = torch.zeros_like(gradient), math.inf
+        direction, residual = best, gradient
+        for corrections in range(_CORRECTIONS + 1):
+            direction = direction + cholesky_solve(factor, residual.to(factor.dtype)).double()
+            residual = self._residual(direction, gradient, damping)
+            size = float(torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(gradient))
+            if not size < smallest / 2:
+                break
+            best, smallest = direction, size
+            if size <= _ENOUGH[self.gradient.dtype]:
+                break
+        return best, corrections
+
+    def _residual(self, direction: Tensor, gradient: Tensor, damping: float) -> Tensor:
+        return gradient - self.rows.matmul(direction) - damping * direction
+
+    def _result(self, direction: Tensor, damping: float, route: str, residual: float, steps: int) -> ExactDirection:
+        if not residual <= _PROMISED[self.gradient.dtype]:
+            warnings.warn(
+                f"the natural gradient has a relative residual of {residual:.1e} (route {route}, damping {damping:g}, "
+                f"{self.gradient.dtype}). Raise the damping or use float64.",
+                NumericalWarning,
+                stacklevel=3,
+            )
+        return ExactDirection(
+            direction.to(self.gradient.dtype), self.gradient, float(self.scores.loss), damping, route, residual, steps
+        )
+
+
+def cheapest_route(scores: ScorePass) -> str:
+    """Of the routes whose matrix may be formed, the one with the fewest operations; "cg" if there is none."""
+    num_examples, rows = scores.num_examples, scores.num_examples * scores.num_scores
+    dim = scores.layout.dim
+    widths = sum(r.rows.inputs.shape[1] / scores.num_scores**2 + r.rows.scores.shape[2] for r in scores.layers)
+    operations = {"dense": num_examples * dim**2 + dim**3 / 3, "gram": rows**2 * widths + rows**3 / 3}
+    sizes = {"dense": dim**2, "gram": rows**2}
+    feasible = [route for route in operations if sizes[route] <= _LARGEST]
+    return min(feasible, key=operations.get) if feasible else "cg"
