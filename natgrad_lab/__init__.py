@@ -25,6 +25,6 @@ def __getattr__(name: str):
     raise AttributeError(f"natgrad_lab has no {name!r}. It has: {', '.join(__all__)}.")
 
 
-def __dir__() -> list[str]:
+def __dir__() -> list:
     """List the lazy names too, for completion."""
     return sorted([*globals(), *__all__])

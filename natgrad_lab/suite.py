@@ -1,0 +1,70 @@
+"""`natgrad test`: run the tests, and see to it that there is a browser for those that need one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome", "msedge")
+INSTALL_HINT = (
+    "Install Chromium (Debian: apt-get install chromium; Fedora: dnf install chromium; macOS: brew install --cask chromium) "
+    "or say where one is: BROWSER_PATH=/path/to/chrome"
+)
+
+
+def find_chromium() -> str | None:
+    """The browser for tests and pictures: BROWSER_PATH if set, else the first of BROWSERS on PATH, or None."""
+    chosen = os.environ.get("BROWSER_PATH")
+    if chosen:
+        return chosen if Path(chosen).is_file() else None
+    found = (shutil.which(name) for name in BROWSERS)
+    return next((path for path in found if path), None)
+
+
+def run_tests(root: Path | None, options: Sequence[str] = (), *, browser: bool = True, fast: bool = False) -> int:
+    """Run pytest on the tests of the checkout `root`; return its exit code (5 if nothing was run).
+
+    A missing browser is installed where that is possible (root, apt-get). Where it is not, the browser tests are left
+    out with a message, except in CI (CI=true), where that is a failure.
+
+    Args:
+        options: passed to pytest.
+        browser: False leaves out the browser tests.
+        fast: leaves out the browser tests and the slow ones.
+    """
+    if root is None or not (root / "tests").is_dir():
+        raise FileNotFoundError("The tests come with the source folder, not with the installed package: run `make test` there.")
+    if not fast and browser and find_chromium() is None and not install_chromium():
+        if in_ci():
+            print(f"natgrad test: no browser, and the browser tests must run in CI. {INSTALL_HINT}", file=sys.stderr)
+            return 1
+        print(f"natgrad test: no browser found, so the BROWSER TESTS ARE LEFT OUT. {INSTALL_HINT}", flush=True)
+        browser = False
+    elif fast:
+        print("natgrad test --fast: without the slow tests and the browser tests.", flush=True)
+    elif not browser:
+        print("natgrad test --no-browser-tests: without the browser tests.", flush=True)
+    ours = ["--fast"] if fast else [] if browser else ["--no-browser-tests"]
+    command = [sys.executable, "-m", "pytest", *ours, *options]
+    return subprocess.call(command, cwd=root)
+
+
+def install_chromium() -> bool:
+    """Install Debian's Chromium, if this is root on a machine with apt-get; whether there is a browser now."""
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        return False
+    print("Installing Chromium for the browser tests (apt-get; about 120 MB).", flush=True)
+    environ = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]):
+        answer = subprocess.run(["apt-get", "-q", *command], env=environ, capture_output=True, text=True)
+        if answer.returncode != 0:
+            print("\n".join([*answer.stdout.splitlines()[-5:], *answer.stderr.splitlines()[-10:]]), file=sys.stderr)
+            return False
+    return find_chromium() is not None
+
+
+def in_ci() -> bool:
+    """Whether this is a continuous-integration run."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
