@@ -1,7 +1,8 @@
 """Solving with symmetric positive semidefinite matrices: tensors in, tensors out, no network and no structure in sight.
 
 One convention: a result is for matrix + damping I exactly, or an error or a NumericalWarning says what else was done.
-`dim * eps * largest` is the size of what rounding alone adds to a pivot or an eigenvalue; below it nothing tells a number from 0.
+`dim * eps * largest` is the size of what rounding alone adds to a pivot or an eigenvalue; below it nothing tells a
+number from 0.
 """
 
 import math
@@ -15,7 +16,7 @@ from natgrad_lab.errors import NotPositiveDefiniteError, NumericalWarning
 from natgrad_lab.shapes import Float, Tensor
 
 JITTER_TRIES = 4
-_DIAGNOSE_DIM = 1000  # up to here a failed factorization is explained by its smallest eigenvalue, which costs seconds above
+_DIAGNOSE_DIM = 1000  # up to here a failed factorization is explained by an eigenvalue, which above costs seconds
 
 
 def check_damping(damping: Real) -> float:
@@ -23,19 +24,19 @@ def check_damping(damping: Real) -> float:
     value = float(damping)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(
-            f"damping must be a finite number >= 0; got {damping}. It is added to the diagonal: 0 asks for the undamped "
-            "system, 1e-3 is a usual start."
+            f"damping must be a finite number >= 0; got {damping}. It is added to the diagonal: 0 asks for the "
+            "undamped system, 1e-3 is a usual start."
         )
     return value
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
-    """Refuse nan and inf. One pass over the numbers: their sum is finite unless one of them, or the sum itself, is not."""
+    """Refuse nan and inf. One pass over the numbers: their sum is finite unless one of them, or the sum, is not."""
     if not torch.isfinite(tensor.sum()) and not (finite := torch.isfinite(tensor)).all():
         where = tuple((~finite).nonzero()[0].tolist())
         raise ValueError(
-            f"{name} must hold finite numbers; got {int((~finite).sum())} of {tensor.numel()} that are nan or inf, the first "
-            f"at {where}. Look for a diverged run, or for nan in inputs or weights."
+            f"{name} must hold finite numbers; got {int((~finite).sum())} of {tensor.numel()} that are nan or inf, the "
+            f"first at {where}. Look for a diverged run, or for nan in inputs or weights."
         )
 
 
@@ -59,18 +60,18 @@ def check_symmetric(matrix: Float[Tensor, "m m"]) -> None:
     tolerance = math.sqrt(torch.finfo(matrix.dtype).eps) * torch.linalg.vector_norm(matrix) * probe.norm()
     if (difference := (forward - backward).norm()) > tolerance:
         raise ValueError(
-            f"the matrix must be symmetric; M v and Mᵀ v differ by {difference.item():.3g}. Pass it through linalg.symmetrize if "
-            "the asymmetry is meant to be averaged away."
+            f"the matrix must be symmetric; M v and Mᵀ v differ by {difference.item():.3g}. Pass it through "
+            "linalg.symmetrize if the asymmetry is meant to be averaged away."
         )
 
 
 def damped_cholesky(matrix: Float[Tensor, "m m"], damping: Real = 0.0) -> Float[Tensor, "m m"]:
     """Lower Cholesky factor of matrix + damping I.
 
-    In exact arithmetic every pivot is at least `damping`. With damping 0 a pivot within the rounding level counts as zero
-    and the matrix is refused, even where Cholesky passes by luck. With damping > 0 a pivot below damping / 2 means that
-    rounding has eaten the damping: a jitter of eps times the largest diagonal entry, then 10, 100, 1000 times that, is added and
-    stated in a NumericalWarning.
+    In exact arithmetic every pivot is at least `damping`. With damping 0 a pivot within the rounding level counts as
+    zero and the matrix is refused, even where Cholesky passes by luck. With damping > 0 a pivot below damping / 2 means
+    that rounding has eaten the damping: a jitter of eps times the largest diagonal entry, then 10, 100, 1000 times
+    that, is added and stated in a NumericalWarning.
 
     Raises: NotPositiveDefiniteError if that does not help; ValueError for non-finite or asymmetric input.
     """
@@ -93,8 +94,9 @@ def damped_cholesky(matrix: Float[Tensor, "m m"], damping: Real = 0.0) -> Float[
         raise _singular(matrix, damping, smallest, largest)
     if jitter:
         warnings.warn(
-            f"rounding ({matrix.dtype}) left a {len(matrix)} x {len(matrix)} matrix indefinite at damping {damping:.3g}; jitter "
-            f"{jitter:.3g} was added, so the result is for damping {damping + jitter:.3g}. Use float64 or a larger damping.",
+            f"rounding ({matrix.dtype}) left a {len(matrix)} x {len(matrix)} matrix indefinite at damping "
+            f"{damping:.3g}; jitter {jitter:.3g} was added, so the result is for damping {damping + jitter:.3g}. Use "
+            "float64 or a larger damping.",
             NumericalWarning,
             stacklevel=2,
         )
@@ -122,10 +124,10 @@ def _singular(matrix: Tensor, damping: float, pivot: Tensor | None, largest: Ten
 
 def not_positive_definite(dim: int, size: str, damping: float, level: float) -> NotPositiveDefiniteError:
     """Build the one message for a system that cannot be inverted."""
-    advice = "give damping > 0" if damping == 0 else "give a larger damping, or use float64"
+    undamped, damped = "give damping > 0, or more of it if it was damped before", "give a larger damping, or use float64"
     return NotPositiveDefiniteError(
         f"a {dim} x {dim} system at damping {damping:.3g} is singular to working precision: {size}, and anything up to "
-        f"{level:.3g} (dim * eps * largest) is rounding. Its inverse does not exist numerically; {advice}."
+        f"{level:.3g} (dim * eps * largest) is rounding. Its inverse does not exist numerically; {damped if damping else undamped}."
     )
 
 
@@ -140,7 +142,7 @@ def psd_solve(matrix: Float[Tensor, "m m"], x: Float[Tensor, "m *k"], damping: R
 
 
 def psd_eigh(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
-    """Ascending eigenvalues and the eigenvectors (columns) of a psd matrix; negative eigenvalues within rounding become 0.
+    """Ascending eigenvalues and the eigenvectors (columns) of a psd matrix; negative values within rounding become 0.
 
     Where the solver does not converge in the matrix' own precision, float64 is tried before giving up.
     Raises: NotPositiveDefiniteError if an eigenvalue is negative beyond rounding.
@@ -166,18 +168,19 @@ def psd_eigvalsh(matrix: Float[Tensor, "m m"]) -> Float[Tensor, " m"]:
 
 
 def clamp_spectrum(eigenvalues: Float[Tensor, "*m"]) -> Float[Tensor, "*m"]:
-    """Set negative eigenvalues within ten rounding levels to 0 (the matrix carries rounding too); refuse really negative ones."""
+    """Set negatives within ten rounding levels to 0 (the matrix carries rounding too); refuse other negative ones."""
     level = 10 * rounding_level(eigenvalues.numel(), eigenvalues.abs().max()).item()
     if (smallest := eigenvalues.min().item()) < -level:
         raise NotPositiveDefiniteError(
-            f"a positive semidefinite matrix has no negative eigenvalues; this one of dimension {eigenvalues.numel()} has "
-            f"{smallest:.3g}, and rounding explains only {-level:.3g}. Check how it was made: it is not an average of outer products."
+            f"a positive semidefinite matrix has no negative eigenvalues; this one of dimension {eigenvalues.numel()} "
+            f"has {smallest:.3g}, and rounding explains only {-level:.3g}. Check how it was made: it is not an average "
+            "of outer products."
         )
     return eigenvalues.clamp(min=0)
 
 
 def invertible_spectrum(eigenvalues: Float[Tensor, "*m"], damping: Real = 0.0) -> Float[Tensor, "*m"]:
-    """Eigenvalues + damping, all positive; with damping 0 those within the rounding level count as zero and are refused."""
+    """Eigenvalues + damping, all positive; with damping 0 those within the rounding level count as 0: refused."""
     damping = check_damping(damping)
     spectrum = clamp_spectrum(eigenvalues) + damping
     level = rounding_level(spectrum.numel(), spectrum.max()).item() if damping == 0 else 0.0
@@ -204,32 +207,32 @@ def cg(
 ) -> tuple[Float[Tensor, "P *k"], float, int]:
     """Conjugate gradients for (M + damping I) x = b from products with M alone, each column of b on its own.
 
-    Returns: x, the true relative residual ‖(M + damping I)x - b‖ / ‖b‖ (the worst column), and the number of steps taken.
+    Returns: x, the true relative residual ‖(M + damping I)x - b‖ / ‖b‖ (of the worst column), and the steps taken.
     Stopping above `tolerance` is stated in a NumericalWarning.
     Cost: one product a step, one more for the residual. Steps grow with the square root of the condition number.
     """
     damping = check_damping(damping)
     check_finite(b, "b")
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
-    scale = torch.where((norm := b.norm(dim=0)) > 0, norm, torch.ones_like(norm))
     squared = residual.square().sum(0)
-    steps = 0
+    one, steps = torch.ones_like(squared), 0
+    scale = squared.sqrt().where(squared > 0, one)
     while steps < max_steps and (squared.sqrt() / scale).max() > tolerance:
         image = matmul(direction) + damping * direction
         curvature = (direction * image).sum(0)
         active = squared > 0
         if not (curvature[active] > 0).all():
             raise not_positive_definite(len(b), f"cg met curvature {curvature[active].min().item():.3g}", damping, 0.0)
-        length = torch.where(active, squared / curvature.where(active, torch.ones_like(curvature)), 0)
+        length = torch.where(active, squared / curvature.where(active, one), 0)
         x, residual = x + length * direction, residual - length * image
         previous, squared = squared, residual.square().sum(0)
-        direction = residual + torch.where(active, squared / previous.where(active, torch.ones_like(previous)), 0) * direction
+        direction = residual + torch.where(active, squared / previous.where(active, one), 0) * direction
         steps += 1
     error = ((matmul(x) + damping * x - b).norm(dim=0) / scale).max().item()
     if not error <= 2 * tolerance:
         warnings.warn(
-            f"cg stopped after {steps} steps at relative residual {error:.3g}; {tolerance:.3g} was asked for. Allow more steps "
-            "or more damping.",
+            f"cg stopped after {steps} steps at relative residual {error:.3g}; {tolerance:.3g} was asked for. Allow "
+            "more steps or more damping.",
             NumericalWarning,
             stacklevel=2,
         )

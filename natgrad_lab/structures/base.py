@@ -23,11 +23,13 @@ class TensorFields:
         """Check what holds for all: floating, finite, one dtype, one device."""
         for name, tensor in self.tensors():
             if not tensor.is_floating_point():
-                raise ValueError(f"{type(self).__name__} needs floating-point tensors; {name} is {tensor.dtype}. Use .float().")
+                raise ValueError(
+                    f"{type(self).__name__} needs floating-point tensors; {name} is {tensor.dtype}. Use .float()."
+                )
             if (tensor.dtype, tensor.device) != (self.dtype, self.device):
                 raise ValueError(
-                    f"{type(self).__name__} needs tensors of one dtype and device; {name} is {tensor.dtype} on {tensor.device}, "
-                    f"the first {self.dtype} on {self.device}. Convert one with .to(...)."
+                    f"{type(self).__name__} needs tensors of one dtype and device; {name} is {tensor.dtype} on "
+                    f"{tensor.device}, the first {self.dtype} on {self.device}. Convert one with .to(...)."
                 )
         for name, value in self._items():
             if isinstance(value, Tensor):
@@ -57,14 +59,16 @@ class TensorFields:
     def map(self, fn: Callable[..., Tensor], *others):
         """Apply `fn` tensor by tensor: the same structure of fn(own tensor, the others' tensors...).
 
-        `F.map(lambda old, now: now.lerp(old, ema_decay), new)` is the moving average, `F.map(lambda t: t.to(device))` the move.
+        `F.map(lambda old, now: now.lerp(old, ema_decay), new)` is the moving average, `F.map(lambda t: t.to(device))`
+        the move.
         """
         for other in others:
             self._require_alike(other)
-        return type(self)(**{name: _map(fn, value, *(getattr(o, name) for o in others)) for name, value in self._items()})
+        mapped = {name: _map(fn, value, *(getattr(other, name) for other in others)) for name, value in self._items()}
+        return type(self)(**mapped)
 
     def state(self) -> dict:
-        """Nested dict of tensors, strings, numbers and lists, readable by torch.load(weights_only=True); see `from_state`."""
+        """Nested dict of tensors, strings and lists, readable by torch.load(weights_only=True); see `from_state`."""
         return {"structure": type(self).__name__} | {name: _state(value) for name, value in self._items()}
 
     def __repr__(self) -> str:
@@ -79,8 +83,8 @@ class TensorFields:
         same = type(other) is type(self)
         if not same or [(n, t.shape) for n, t in self.tensors()] != [(n, t.shape) for n, t in other.tensors()]:
             raise ValueError(
-                f"map needs structures of one kind and one shape; got {self!r} and {other!r}. Estimate both with the same "
-                "function on the same model."
+                f"map needs structures of one kind and one shape; got {self!r} and {other!r}. Estimate both with the "
+                "same function on the same model."
             )
 
 
@@ -139,8 +143,9 @@ class StructuredMatrix(TensorFields, ABC):
         """Refuse a right-hand side of the wrong length, shape or dtype."""
         if x.ndim not in (1, 2) or len(x) != self.dim:
             raise ValueError(
-                f"{type(self).__name__} of dimension {self.dim} acts on x of shape ({self.dim},) or ({self.dim}, k); got length "
-                f"{len(x) if x.ndim else 'none'}, shape {tuple(x.shape)}. The flat order of parameters is ParameterLayout's."
+                f"{type(self).__name__} of dimension {self.dim} acts on x of shape ({self.dim},) or ({self.dim}, k); "
+                f"got length {len(x) if x.ndim else 'none'}, shape {tuple(x.shape)}. The flat order is "
+                "ParameterLayout's."
             )
         if x.dtype != self.dtype:
             raise ValueError(f"x is {x.dtype} and {type(self).__name__} is {self.dtype}. Convert one with .to(...).")

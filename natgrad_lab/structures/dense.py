@@ -13,7 +13,8 @@ from natgrad_lab.structures.base import StructuredMatrix, power_note
 class Dense(StructuredMatrix):
     """The matrix itself: the slow, obvious twin of every other structure.
 
-    Cost: P² numbers; a solve is one Cholesky factorization (P³/3 flops), `power` one eigendecomposition, kept for the next call.
+    Cost: P² numbers; a solve is one Cholesky factorization (P³/3 flops), `power` one eigendecomposition, kept for the
+    next call.
     """
 
     matrix: Float[Tensor, "P P"]
@@ -22,7 +23,9 @@ class Dense(StructuredMatrix):
         """Refuse what is not square."""
         super().__post_init__()
         if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1] or not len(self.matrix):
-            raise ValueError(f"Dense needs a square matrix with at least one row; got shape {tuple(self.matrix.shape)}.")
+            raise ValueError(
+                f"Dense needs a square matrix with at least one row; got shape {tuple(self.matrix.shape)}."
+            )
 
     @property
     def dim(self) -> int:

@@ -10,7 +10,7 @@ from natgrad_lab.structures.base import StructuredMatrix, power_note
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagonal(StructuredMatrix):
-    """diag(values). Its entries are its eigenvalues, so only an entry that is 0 (no rounding enters) makes it singular."""
+    """diag(values): the entries are the eigenvalues. A solve adds no rounding, so only an entry 0 makes it singular."""
 
     values: Float[Tensor, " P"]
 

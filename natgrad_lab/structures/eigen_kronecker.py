@@ -11,7 +11,9 @@ from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures.base import StructuredMatrix, power_note
 
 
-def two_sided(left: Float[Tensor, "m a"], x: Float[Tensor, "P *k"], right: Float[Tensor, "n b"]) -> Float[Tensor, "Q *k"]:
+def two_sided(
+    left: Float[Tensor, "m a"], x: Float[Tensor, "P *k"], right: Float[Tensor, "n b"]
+) -> Float[Tensor, "Q *k"]:
     """vec(left X rightᵀ) for each column x = vec(X), row-major."""
     rows, columns = left.shape[1], right.shape[1]
     if x.ndim == 1:
@@ -38,7 +40,9 @@ class EigenKronecker(StructuredMatrix):
         m, n = len(self.left_vectors), len(self.right_vectors)
         shapes = [tuple(t.shape) for t in (self.left_vectors, self.right_vectors, self.eigenvalues)]
         if shapes != [(m, m), (n, n), (m, n)] or m * n == 0:
-            raise ValueError(f"EigenKronecker needs vectors (m, m) and (n, n) and eigenvalues (m, n); got shapes {shapes}.")
+            raise ValueError(
+                f"EigenKronecker needs vectors (m, m) and (n, n) and eigenvalues (m, n); got shapes {shapes}."
+            )
 
     @property
     def dim(self) -> int:
@@ -76,10 +80,11 @@ class EigenKronecker(StructuredMatrix):
         """Apply `fn` tensor by tensor; others must share the eigenvectors, whose average would be no basis."""
         for other in others:
             self._require_alike(other)
-            if not (torch.equal(self.left_vectors, other.left_vectors) and torch.equal(self.right_vectors, other.right_vectors)):
+            bases = (self.left_vectors, other.left_vectors), (self.right_vectors, other.right_vectors)
+            if not all(torch.equal(*pair) for pair in bases):
                 raise ValueError(
-                    "EigenKronecker combines tensor by tensor only with another in the same eigenvectors; these differ. Average the "
-                    "Kronecker factors instead, or the eigenvalues in one basis."
+                    "EigenKronecker combines tensor by tensor only with another in the same eigenvectors; these "
+                    "differ. Average the Kronecker factors instead, or the eigenvalues in one basis."
                 )
         return super().map(fn, *others)
 

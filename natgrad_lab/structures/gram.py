@@ -1,5 +1,6 @@
-"""M = RᵀR through the small matrix RRᵀ: the exact Fisher of a batch when it has fewer rows than the model has parameters."""
+"""M = RᵀR through the small matrix RRᵀ: the exact Fisher of a batch with fewer rows than the model has parameters."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from natgrad_lab.structures.dense import Dense
 from natgrad_lab.structures.low_rank import LowRank
 from natgrad_lab.structures.row_blocks import RowBlock, mirror_upper
 
-_REFINEMENTS = 6
+_RESIDUAL = 1e-14  # of the refined solve, relative: rounding of float64
 _CHUNK = 1 << 24  # numbers of R formed at a time by to_dense
 
 
@@ -32,10 +33,11 @@ _CHUNK = 1 << 24  # numbers of R formed at a time by to_dense
 class Gram(StructuredMatrix):
     """RᵀR with R (rows, P) in column blocks, one per layer: a row is one score of one example, already divided by √N.
 
-    With rows < P everything goes through RRᵀ (rows, rows), otherwise through the matrix itself. Solves are exact to
-    float64 whatever the dtype: the factorization is made in the working precision, and refined with products in float64.
+    With rows < P everything goes through RRᵀ (rows, rows), otherwise through the matrix itself. Solves through RRᵀ
+    are as exact as in float64 whatever the dtype: the factorization is made in the working precision and refined with
+    products in float64, which are cheap; where that does not converge, RRᵀ is made and factored in float64.
     Describes one batch, so `map` is refused.
-    Cost: rows² Σ C_l / 2 multiplications for RRᵀ, rows³ / 3 flops for a solve, then 4 N P flops a product.
+    Cost: rows² Σ C_l flops for RRᵀ (kept), rows³ / 3 for a factorization, 4 N P for a product, N examples.
     """
 
     blocks: tuple[RowBlock, ...]
@@ -43,10 +45,14 @@ class Gram(StructuredMatrix):
     def __post_init__(self):
         """Refuse blocks with different numbers of rows."""
         if not self.blocks:
-            raise ValueError("Gram needs at least one block of rows; got none. A model without parameters has no Fisher.")
+            raise ValueError(
+                "Gram needs at least one block of rows; got none. A model without parameters has no Fisher."
+            )
         super().__post_init__()
         if len(counts := {block.shape[0] for block in self.blocks}) > 1:
-            raise ValueError(f"Gram needs blocks with the same number of rows; got {sorted(counts)}. Take one batch for all layers.")
+            raise ValueError(
+                f"Gram needs blocks with as many rows each; got {sorted(counts)}. Use one batch for all layers."
+            )
 
     @property
     def dim(self) -> int:
@@ -60,7 +66,7 @@ class Gram(StructuredMatrix):
 
     @cached_property
     def row_gram(self) -> Float[Tensor, "R R"]:
-        """RRᵀ = Σ_l (A_l A_lᵀ) ∘ (G_l G_lᵀ), A_l the inputs and G_l the scores of layer l. Kept: do not write into it."""
+        """RRᵀ = Σ_l (A_l A_lᵀ) ∘ (G_l G_lᵀ), A_l the inputs and G_l the scores of layer l. Kept: only read it."""
         out = torch.zeros(self.num_rows, self.num_rows, dtype=self.dtype, device=self.device)
         for block in self.blocks:
             block.add_gram(out)
@@ -104,7 +110,10 @@ class Gram(StructuredMatrix):
         return ((wide - inside) / float(damping)).to(self.dtype)
 
     def power(self, p: Real, damping: Real = 0.0) -> StructuredMatrix:
-        """(M + damping I)^p as a LowRank: eigenvectors Rᵀu/√s of the eigenvalues s above rounding, damping^p for the rest."""
+        """(M + damping I)^p as a LowRank: eigenvectors Rᵀu/√s, s the eigenvalues above rounding; damping^p elsewhere.
+
+        With at least as many rows as parameters, a Dense.
+        """
         if self.num_rows >= self.dim:
             return self._dense.power(p, damping)
         if p < 0:
@@ -139,14 +148,14 @@ class Gram(StructuredMatrix):
         if self.num_rows >= self.dim:
             return self._dense.logdet(damping)
         self._require_damping(damping)
-        spectrum = self._double._eigenvalues + float(damping)
-        return (spectrum.log().sum() + (self.dim - self.num_rows) * torch.log(spectrum.new_tensor(float(damping)))).to(self.dtype)
+        inside = (self._double._eigenvalues + float(damping)).log().sum()
+        return (inside + (self.dim - self.num_rows) * math.log(damping)).to(self.dtype)
 
     def map(self, fn: Callable[..., Tensor], *others):
         """Refused: the rows are those of one batch."""
         raise ValueError(
-            "Gram cannot be mapped or averaged: its rows describe one batch, and combining those of two batches entry by entry means "
-            "nothing. Use Dense(F.to_dense()) or a Kronecker Fisher for a moving average."
+            "Gram cannot be mapped or averaged: its rows describe one batch, and combining those of two batches entry "
+            "by entry means nothing. Use Dense(F.to_dense()) or a Kronecker Fisher for a moving average."
         )
 
     @cached_property
@@ -165,38 +174,38 @@ class Gram(StructuredMatrix):
     def _rows_solve(self, u: Tensor, damping: Real) -> Tensor:
         """(RRᵀ + damping I)⁻¹u in float64."""
         damping = check_damping(damping)
-        if self.dtype != torch.float64:
-            w = self._refined_solve(u, damping)
-            if w is not None:
-                return w
+        if self.dtype != torch.float64 and (w := self._refined_solve(u, damping)) is not None:
+            return w
         return cholesky_solve(damped_cholesky(self._double.row_gram, damping), u)
 
     def _refined_solve(self, u: Tensor, damping: float) -> Tensor | None:
-        """Factor in the working precision, correct with float64 residuals; None where that does not converge."""
+        """Factor in the working precision, correct by float64 residuals; None if that converges slowly."""
         shifted = self.row_gram.clone()
         shifted.diagonal().add_(damping)
         factor, info = torch.linalg.cholesky_ex(shifted)
         if info.item():
             return None
-        scale, before = u.norm(), float("inf")
-        w = torch.zeros_like(u)
-        for _ in range(_REFINEMENTS):
-            residual = u - self._double.rows_matmul(self._double.rmatmul(w)) - damping * w
-            error = (residual.norm() / scale).item() if scale > 0 else 0.0
-            if error <= 1e-10 or scale == 0:
-                return w
-            if not error < before / 4:
-                return None
-            w, before = w + cholesky_solve(factor, residual.to(self.dtype)).double(), error
-        return w if before <= 1e-9 else None
+        scale = u.norm(dim=0).clamp(min=torch.finfo(u.dtype).tiny)
+        w, residual, error = torch.zeros_like(u), u, 1.0
+        while error > _RESIDUAL:
+            correction = cholesky_solve(factor, (residual / scale).to(self.dtype)).double() * scale
+            refined = w + correction
+            residual = u - self._double.rows_matmul(self._double.rmatmul(refined)) - damping * refined
+            before, error = error, (residual.norm(dim=0) / scale).max().item()
+            if not error < before / 10:
+                return w if before < 1e-12 else None
+            w = refined
+        return w
 
     def _require_damping(self, damping: Real) -> None:
         if check_damping(damping) == 0:
-            raise not_positive_definite(self.dim, f"its rank is at most {self.num_rows}, so its smallest eigenvalue is 0", 0.0, 0.0)
+            size = f"its rank is at most {self.num_rows}, so its smallest eigenvalue is 0"
+            raise not_positive_definite(self.dim, size, 0.0, 0.0)
 
     def _check_rows(self, v: Tensor) -> None:
         if v.ndim not in (1, 2) or len(v) != self.num_rows:
             raise ValueError(
-                f"Gram with {self.num_rows} rows takes one number per row, ({self.num_rows},) or ({self.num_rows}, k); got length "
-                f"{len(v) if v.ndim else 'none'}, shape {tuple(v.shape)}. Row k * N + n is score k of example n."
+                f"Gram with {self.num_rows} rows takes one number per row, ({self.num_rows},) or ({self.num_rows}, k); "
+                f"got length {len(v) if v.ndim else 'none'}, shape {tuple(v.shape)}. Row k * N + n is score k of "
+                "example n."
             )

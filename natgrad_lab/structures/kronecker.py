@@ -12,14 +12,13 @@ import torch
 
 from natgrad_lab.linalg import (
     check_damping,
-    cholesky_solve,
     damped_cholesky,
     invertible_spectrum,
     psd_eigh,
     spectrum_power,
 )
 from natgrad_lab.shapes import Float, Tensor
-from natgrad_lab.structures.base import StructuredMatrix, power_note
+from natgrad_lab.structures.base import StructuredMatrix
 from natgrad_lab.structures.eigen_kronecker import EigenKronecker, two_sided
 
 
@@ -27,8 +26,8 @@ from natgrad_lab.structures.eigen_kronecker import EigenKronecker, two_sided
 class Kronecker(StructuredMatrix):
     """left ⊗ right on row-major vec(X) of an (m, n) matrix: (left ⊗ right) vec(X) = vec(left X rightᵀ).
 
-    Cost: m² + n² numbers, a product or solve mn(m + n) flops. A damped solve needs the eigendecompositions of both factors,
-    which are kept: every further damping costs no more than a product.
+    Cost: m² + n² numbers, a product or solve 2mn(m + n) flops. A damped solve needs the eigendecompositions of both
+    factors, an undamped one their Cholesky factors; either is kept, so the next solve costs no more than a product.
     """
 
     left: Float[Tensor, "m m"]
@@ -39,7 +38,9 @@ class Kronecker(StructuredMatrix):
         super().__post_init__()
         for name, factor in (("left", self.left), ("right", self.right)):
             if factor.ndim != 2 or factor.shape[0] != factor.shape[1] or not len(factor):
-                raise ValueError(f"Kronecker needs square factors with at least one row; {name} has shape {tuple(factor.shape)}.")
+                raise ValueError(
+                    f"Kronecker needs square factors with at least one row; {name} has shape {tuple(factor.shape)}."
+                )
 
     @property
     def dim(self) -> int:
@@ -52,15 +53,17 @@ class Kronecker(StructuredMatrix):
         return two_sided(self.left, x, self.right)
 
     def solve(self, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:
-        """(M + damping I)⁻¹ x: damping is added to the products s_i t_j of the factors' eigenvalues, never to the factors.
+        """(M + damping I)⁻¹ x: damping is added to the products s_i t_j of the eigenvalues, never to the factors.
 
         With damping 0, where the inverse is the product of the inverses, two Cholesky factorizations do.
         """
         self._check(x)
         if check_damping(damping) > 0:
             return self._eigen.solve(x, damping)
-        inverse = [cholesky_solve(damped_cholesky(f), torch.eye(len(f), dtype=f.dtype, device=f.device)) for f in (self.left, self.right)]
-        return two_sided(inverse[0], x, inverse[1])
+        left, right = self._cholesky
+        stacked = x.reshape(self.dim, -1).mT.reshape(-1, len(left), len(right))  # (k, m, n)
+        half = torch.cholesky_solve(stacked, left)
+        return torch.cholesky_solve(half.mT, right).mT.reshape(len(stacked), -1).mT.reshape(x.shape)
 
     def power(self, p: Real, damping: Real = 0.0) -> StructuredMatrix:
         """(M + damping I)^p: a Kronecker with damping 0, else an EigenKronecker."""
@@ -92,6 +95,10 @@ class Kronecker(StructuredMatrix):
         return len(self.right) * left + len(self.left) * right
 
     @cached_property
+    def _cholesky(self) -> tuple[Tensor, Tensor]:
+        return damped_cholesky(self.left), damped_cholesky(self.right)
+
+    @cached_property
     def _factors(self) -> tuple:
         return psd_eigh(self.left), psd_eigh(self.right)
 
@@ -102,7 +109,7 @@ class Kronecker(StructuredMatrix):
 
 
 def pi_trace_norm(kron: Kronecker) -> float:
-    """K-FAC's split of the damping between the factors: π² = (tr A / n) / (tr G / m), the ratio of their mean eigenvalues.
+    """K-FAC's split of the damping between the factors: π² = (tr A / n) / (tr G / m), a ratio of mean eigenvalues.
 
     1 where a trace is 0. With it the damped product does not change when A is scaled by c and G by 1/c.
     References: [MartensGrosse2015] sec. 6.3.
@@ -115,8 +122,8 @@ def pi_trace_norm(kron: Kronecker) -> float:
 def factored_tikhonov(kron: Kronecker, damping: Real) -> Kronecker:
     """K-FAC's damped product (G + √λ/π I) ⊗ (A + π√λ I), λ the damping.
 
-    Not M + λI: expanded, it is G ⊗ A + π√λ G ⊗ I + √λ/π I ⊗ A + λI, larger than exact damping by the two middle terms. Often
-    the better preconditioner all the same; for exact damping use `Kronecker.solve(x, damping)`.
+    Not M + λI: expanded, it is G ⊗ A + π√λ G ⊗ I + √λ/π I ⊗ A + λI, larger than exact damping by the two middle
+    terms. Often the better preconditioner all the same; for exact damping use `Kronecker.solve(x, damping)`.
     References: [MartensGrosse2015] sec. 6.3, 6.6.
     """
     root, pi = math.sqrt(check_damping(damping)), pi_trace_norm(kron)

@@ -26,8 +26,11 @@ class LowRank(StructuredMatrix):
         """Refuse shapes that do not fit together."""
         super().__post_init__()
         shapes = [tuple(t.shape) for t in (self.basis, self.eigenvalues, self.rest)]
-        if self.basis.ndim != 2 or shapes[1:] != [(shapes[0][1],), ()] or not len(self.basis) or shapes[0][1] > shapes[0][0]:
-            raise ValueError(f"LowRank needs a basis (P, r) with r <= P, eigenvalues (r,) and a scalar rest; got shapes {shapes}.")
+        fits = self.basis.ndim == 2 and shapes[1:] == [(shapes[0][1],), ()]
+        if not fits or not len(self.basis) or shapes[0][1] > shapes[0][0]:
+            raise ValueError(
+                f"LowRank needs a basis (P, r) with r <= P, eigenvalues (r,) and a scalar rest; got shapes {shapes}."
+            )
 
     @property
     def dim(self) -> int:
@@ -74,8 +77,8 @@ class LowRank(StructuredMatrix):
             self._require_alike(other)
             if not torch.equal(self.basis, other.basis):
                 raise ValueError(
-                    "LowRank combines tensor by tensor only with another on the same basis; these differ. Combine the matrices "
-                    "they came from instead."
+                    "LowRank combines tensor by tensor only with another on the same basis; these differ. Combine the "
+                    "matrices they came from instead."
                 )
         return super().map(fn, *others)
 
@@ -86,5 +89,6 @@ class LowRank(StructuredMatrix):
     def _scaled(self, values: Tensor, rest: Tensor, x: Tensor) -> Tensor:
         inside = self.basis.mT @ x
         outside = x - self.basis @ inside if self._complement_dim else torch.zeros_like(x)
-        outside = outside - self.basis @ (self.basis.mT @ outside)  # again: what rounding left inside is otherwise scaled by rest
+        # Again: what rounding left inside the basis would be scaled by `rest`, which may be 1 / damping.
+        outside = outside - self.basis @ (self.basis.mT @ outside)
         return self.basis @ (inside * (values if x.ndim == 1 else values[:, None])) + rest * outside

@@ -20,7 +20,9 @@ def from_state(state: dict) -> TensorFields:
     """Rebuild what `state()` described; the caches are not saved."""
     values = dict(state)
     if (kind := values.pop("structure", None)) not in KINDS:
-        raise ValueError(f"a structure's state names its kind under 'structure'; got {kind!r}. Known kinds: {', '.join(KINDS)}.")
+        raise ValueError(
+            f"a structure's state names its kind under 'structure'; got {kind!r}. Known kinds: {', '.join(KINDS)}."
+        )
     return KINDS[kind](**{name: _value(part) for name, part in values.items()})
 
 

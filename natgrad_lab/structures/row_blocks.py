@@ -67,7 +67,9 @@ class KhatriRaoRows(RowBlock):
         super().__post_init__()
         inputs, scores = tuple(self.inputs.shape), tuple(self.scores.shape)
         if len(inputs) != 2 or len(scores) != 3 or inputs[0] != scores[1] or 0 in inputs + scores:
-            raise ValueError(f"KhatriRaoRows needs inputs (N, D) and scores (K, N, C) with no size 0; got {inputs} and {scores}.")
+            raise ValueError(
+                f"KhatriRaoRows needs inputs (N, D) and scores (K, N, C) with no size 0; got {inputs} and {scores}."
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,7 +83,10 @@ class KhatriRaoRows(RowBlock):
         return (scores[:, :, None] * self.inputs[index % len(self.inputs), None, :]).flatten(1)
 
     def add_gram(self, out: Float[Tensor, "R R"]) -> None:
-        """Add (inputs inputsᵀ) ∘ (scores scoresᵀ), one strip of rows per k from the diagonal block on: half the flops, in cache."""
+        """Add (inputs inputsᵀ) ∘ (scores scoresᵀ), one strip of rows per k from its diagonal block on.
+
+        That is half the flops, and a strip stays in the cache.
+        """
         K, N, C = self.scores.shape
         products, flat = self.inputs @ self.inputs.mT, self.scores.reshape(K * N, C)
         for k in range(K):
