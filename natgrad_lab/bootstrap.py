@@ -93,8 +93,8 @@ def newer_python():
             return path
     raise environment.SetupError(
         f"needs Python >= 3.11; this is {this} ({sys.executable}), and no newer one is on PATH. Install one "
-        "(python.org, `apt install python3 python3-venv`, `brew install python`, or conda with environment.yml) and run "
-        "the command with it, for example: make lab PYTHON=python3.12"
+        "(python.org, `apt install python3 python3-venv`, `brew install python`, or conda with environment.yml) and "
+        "run the command with it, for example: make lab PYTHON=python3.12"
     )
 
 

@@ -1,4 +1,4 @@
-"""What every test shares: float64, one fixed seed, one thread, and markers that skip cleanly.
+"""What every test shares: float64, one fixed seed, one thread, and options that leave tests out and say so.
 
 natgrad_lab is imported inside functions only: the shape checker has to be installed before the package is loaded.
 """
@@ -14,18 +14,35 @@ hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, deran
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+def pytest_addoption(parser):
+    """Offer what `natgrad test` offers, also to those who call pytest."""
+    parser.addoption("--fast", action="store_true", help="leave out the slow tests and the browser tests")
+    parser.addoption("--no-browser-tests", action="store_true", help="leave out the browser tests")
+
+
 def pytest_configure(config):
     """Use one thread: sums have one order, and parallel jobs do not fight over the cores."""
     torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip `gpu` tests where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return
+    """Deselect what the options leave out; skip what this machine cannot run (never the browser tests in CI)."""
+    from natgrad_lab import suite
+
+    fast = config.getoption("--fast")
+    left_out = {"slow", "browser"} if fast else {"browser"} if config.getoption("--no-browser-tests") else set()
+    deselected = [item for item in items if left_out & set(item.keywords)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if not left_out & set(item.keywords)]
+    lacking = {}
+    if not torch.cuda.is_available():
+        lacking["gpu"] = "no CUDA device"
+    if suite.find_chromium() is None and not suite.in_ci():
+        lacking["browser"] = f"no browser. {suite.INSTALL_HINT}"
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        for marker in lacking.keys() & set(item.keywords):
+            item.add_marker(pytest.mark.skip(reason=lacking[marker]))
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,8 @@ def start_lab(root: Path | None, options: Sequence[str] = ()) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"JupyterLab with the widgets needs {', '.join(missing)}, not found by {sys.executable}. Run `make lab` (or "
-            f"`python3 -m natgrad_lab lab`), which installs it, or: pip install {' '.join(missing)}"
+            f"JupyterLab with the widgets needs {', '.join(missing)}, not found by {sys.executable}. Run `make lab` "
+            f"(or `python3 -m natgrad_lab lab`), which installs it, or: pip install {' '.join(missing)}"
         )
     command = [sys.executable, "-m", "jupyterlab", *lab_options(folder, options)]
     environ = lab_environment(root, os.environ)
@@ -38,7 +38,9 @@ def notebooks_folder(root: Path | None) -> Path:
     """The folder of the notebooks; FileNotFoundError with what to do where there is none."""
     if root is None or not (root / "notebooks").is_dir():
         place = "an installed package carries none" if root is None else f"{root / 'notebooks'} does not exist"
-        raise FileNotFoundError(f"There are no notebooks here: {place}. Get the source folder and run `make lab` in it.")
+        raise FileNotFoundError(
+            f"There are no notebooks here: {place}. Get the source folder and run `make lab` in it."
+        )
     return root / "notebooks"
 
 
@@ -99,9 +101,7 @@ def is_root() -> bool:
 
 def is_container() -> bool:
     """Whether this is a container, where running as root is usual."""
-    return (
-        any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")) or os.environ.get("container") is not None
-    )
+    return "container" in os.environ or any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
 
 
 def _says(options: Sequence[str], *names: str) -> bool:
