@@ -1,0 +1,10 @@
+"""Records or matrices in, plotly Figures out. Pure functions; nothing is shown, nothing computed but pictures."""
+
+from natgrad_lab.plots.curves import loss_figure, loss_spec, spectrum_figure, spectrum_spec
+from natgrad_lab.plots.heatmap import SCALES, Picture, fisher_heatmap_figure, fisher_picture
+from natgrad_lab.plots.style import colour_table, method_colour
+
+__all__ = [
+    "SCALES", "Picture", "colour_table", "fisher_heatmap_figure", "fisher_picture", "loss_figure", "loss_spec",
+    "method_colour", "spectrum_figure", "spectrum_spec",
+]  # fmt: skip

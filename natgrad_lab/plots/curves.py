@@ -1,0 +1,95 @@
+"""Curves: the loss of runs and the spectrum of a Fisher.
+
+Each comes twice from one description: `*_spec` gives plotly's dict with numpy arrays (what a live view sends in binary),
+`*_figure` the static Figure of it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from natgrad_lab.plots import style
+
+
+def loss_spec(runs: Mapping[str, Sequence], *, title: str = "Loss while training", uirevision: str = "loss") -> dict:
+    """Loss against steps, one line for each method.
+
+    Args:
+        runs: for each method its records, which have `step` and `loss`; the last run is the current one, drawn strongest.
+    """
+    traces, notes = [], []
+    for number, (method, records) in enumerate(runs.items()):
+        steps = np.array([record.step for record in records], dtype=np.float32)
+        losses = np.array([record.loss for record in records], dtype=np.float32)
+        is_current = number == len(runs) - 1
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "name": method, "x": steps, "y": losses,
+                "line": {"color": style.method_colour(method), "width": 2.5 if is_current else 1.5},
+                "opacity": 1.0 if is_current else 0.55,
+                "hovertemplate": f"{method}: %{{y:.4g}} nats after %{{x}} steps<extra></extra>",
+            }
+        )  # fmt: skip
+        finite = np.flatnonzero(np.isfinite(losses) & (losses > 0))
+        if len(finite):
+            notes.append(_label(method, steps[finite[-1]], np.log10(losses[finite[-1]]), style.method_colour(method)))
+    layout = style.template()
+    layout |= {"title": layout["title"] | {"text": title}, "annotations": notes, "uirevision": uirevision}
+    layout["xaxis"] |= {"title": {"text": "optimizer steps"}, "rangemode": "tozero"}
+    layout["yaxis"] |= {"type": "log", "title": {"text": "loss (nats per example, log)"}}
+    layout["margin"] = layout["margin"] | {"r": 84}
+    return {"data": traces, "layout": layout}
+
+
+def spectrum_spec(eigenvalues: np.ndarray, damping: float | None = None, *, uirevision: str = "spectrum") -> dict:
+    """Eigenvalues of the exact Fisher against their rank, both log, with a line at the damping.
+
+    Args:
+        eigenvalues: in any order; those that are not positive are zero to rounding and cannot be drawn.
+        damping: λ; directions below this line are mostly held still by it.
+    """
+    values = np.sort(np.asarray(eigenvalues, dtype=np.float64))[::-1]
+    values = values[values > 0]
+    layout = style.template()
+    layout |= {"title": layout["title"] | {"text": "Spectrum of the exact Fisher"}, "uirevision": uirevision}
+    layout["xaxis"] |= {"type": "log", "title": {"text": "rank of the eigenvalue (log)"}}
+    layout["yaxis"] |= {"type": "log", "title": {"text": "eigenvalue (1 / parameter², log)"}}
+    traces = [
+        {
+            "type": "scatter", "mode": "markers", "name": "eigenvalues", "x": np.arange(1, len(values) + 1, dtype=np.float32),
+            "y": values, "marker": {"color": style.EXACT, "size": 4},
+            "hovertemplate": "eigenvalue %{x}: %{y:.3g}<extra></extra>",
+        }
+    ]  # fmt: skip
+    if damping is not None and damping > 0:
+        end = float(max(len(values), 2))
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "name": "damping", "x": np.array([1.0, end]),
+                "y": np.array([damping, damping]), "line": {"color": style.GREY, "width": 1.5, "dash": "dash"},
+                "hovertemplate": "damping λ = %{y:.3g}<extra></extra>",
+            }
+        )  # fmt: skip
+        note = {"text": f"damping λ = {damping:.1e}", "xanchor": "left", "yanchor": "bottom", "showarrow": False}
+        layout["annotations"] = [note | {"x": 0.0, "y": float(np.log10(damping)), "font": {"color": style.GREY}}]
+    return {"data": traces, "layout": layout}
+
+
+def loss_figure(records: Sequence | Mapping[str, Sequence], method: str = "loss", **options) -> go.Figure:
+    """Loss against steps: of one run's records, or of several runs by method."""
+    runs = records if isinstance(records, Mapping) else {method: records}
+    return go.Figure(loss_spec(runs, **options))
+
+
+def spectrum_figure(eigenvalues: np.ndarray, damping: float | None = None) -> go.Figure:
+    """Eigenvalues against rank, log-log, with the damping."""
+    return go.Figure(spectrum_spec(eigenvalues, damping))
+
+
+def _label(text: str, x: float, y: float, colour: str) -> dict:
+    """Direct label to the right of a line's end; (x, y) in axis units, so log10 where the axis is log."""
+    return {
+        "text": text, "x": float(x), "y": float(y), "xanchor": "left", "yanchor": "middle", "xshift": 6,
+        "showarrow": False, "font": {"color": colour, "size": 12},
+    }  # fmt: skip
