@@ -1,7 +1,7 @@
 """Back-pressure between a kernel that draws fast and a page that paints when it can.
 
-At most `slots` messages are in flight; the page acknowledges each after painting it. One more message waits, and a newer
-one takes its place. An acknowledgement that does not come within `expire` seconds is given up, so nothing ever blocks.
+At most `slots` messages are in flight; the page acknowledges each after painting it. One more message waits, and a
+newer one takes its place. An acknowledgement that does not come within `expire` seconds is given up: nothing ever blocks.
 """
 
 import threading
@@ -22,8 +22,8 @@ class FrameFlow:
         self._in_flight: dict[int, float] = {}
         self._pending: Message | None = None
         self._last: Message | None = None
-        self._views: dict[str, float] = {}
-        self._last_sent = -float("inf")
+        self._views: set[str] = set()
+        self._unanswered_since: float | None = None
         self._number = 0
 
     @property
@@ -32,9 +32,10 @@ class FrameFlow:
         return self._last
 
     def is_watched(self) -> bool:
-        """Tell whether some page still acknowledges what it is sent (a hidden or vanished one stops to)."""
+        """Whether there is a view and it answers; a page that vanished without a word, or sleeps, does not."""
         with self._lock:
-            return any(self._last_sent - heard < 3 * self.expire for heard in self._views.values())
+            since = self._unanswered_since
+            return bool(self._views) and (since is None or self._clock() - since < 3 * self.expire)
 
     def push(self, header: dict[str, Any], buffers: list) -> int:
         """Send now if a slot is free, else replace the waiting message. Returns the message's number."""
@@ -47,14 +48,16 @@ class FrameFlow:
     def acknowledge(self, view: str, number: int) -> None:
         """The page has painted message `number`."""
         with self._lock:
-            self._views[view] = self._clock()
+            self._views.add(view)
+            self._unanswered_since = None
             self._in_flight.pop(number, None)
             self._flush()
 
     def ready(self, view: str) -> None:
         """A page has connected, or come back: forget what was in flight and send the newest again."""
         with self._lock:
-            self._views[view] = self._clock()
+            self._views.add(view)
+            self._unanswered_since = None
             self._in_flight.clear()
             self._pending = self._last
             self._flush()
@@ -62,7 +65,7 @@ class FrameFlow:
     def gone(self, view: str) -> None:
         """A view was removed."""
         with self._lock:
-            self._views.pop(view, None)
+            self._views.discard(view)
 
     def _flush(self) -> None:
         now = self._clock()
@@ -70,5 +73,7 @@ class FrameFlow:
         if self._pending is None or not self._views or len(self._in_flight) >= self.slots:
             return
         (header, buffers), self._pending = self._pending, None
-        self._in_flight[header["id"]] = self._last_sent = now
+        self._in_flight[header["id"]] = now
+        if self._unanswered_since is None:
+            self._unanswered_since = now
         self._send(header, buffers)
