@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from natgrad_lab.errors import UnsupportedLayerError
+from natgrad_lab.errors import NonFiniteError, UnsupportedLayerError
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
 
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
-_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+_DROPOUTS = nn.modules.dropout._DropoutNd
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> F
         inputs: (N, ...), at least one example, finite.
     Raises:
         UnsupportedLayerError: a layer that runs twice or not at all; batch norm or dropout in train mode.
-        ValueError: an empty batch, NaN in inputs or weights, a dtype or device other than the model's, outputs that are
-            not (N, C), or a shape the model does not take (with the model's own message).
+        NonFiniteError: NaN or infinity in weights or outputs.
+        ValueError: an empty batch, NaN in inputs, a dtype or device other than the model's, outputs that are not (N, C),
+            or a shape the model does not take (with the model's own message).
     """
     refuse_inputs(layout, inputs)
     refuse_modes(model)
@@ -177,9 +178,7 @@ def refuse_inputs(layout: ParameterLayout, inputs: Tensor) -> None:
 def refuse_modes(model: nn.Module) -> None:
     """Raise for layers whose output depends on the rest of the batch, or on chance."""
     for name, module in model.named_modules():
-        mixes = isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None)
-        instance = isinstance(module, nn.modules.instancenorm._InstanceNorm)
-        if mixes and not instance:
+        if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
             raise UnsupportedLayerError(
                 f"layer {name!r} ({type(module).__name__}) normalizes with the statistics of the batch (train mode), so "
                 "examples have no gradient of their own. Call model.eval() first."
@@ -197,7 +196,7 @@ def refuse_weights(layout: ParameterLayout) -> None:
         for key, parameter in zip(layer.parameter_names, layer.parameters, strict=True):
             if not torch.isfinite(parameter).all():
                 count = int((~torch.isfinite(parameter)).sum())
-                raise ValueError(
+                raise NonFiniteError(
                     f"parameter {layer.name + '.' + key!r} holds NaN or infinity in {count} of {parameter.numel()} "
                     "entries: training has diverged, or a checkpoint is damaged. Load or initialize the weights again."
                 )
@@ -212,7 +211,7 @@ def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: Tensor) ->
         )
     if not torch.isfinite(outputs).all():
         refuse_weights(layout)
-        raise ValueError(
+        raise NonFiniteError(
             "the model's outputs hold NaN or infinity although inputs and weights are finite: they overflow "
             f"{outputs.dtype}. Scale the inputs or the weights down, or use float64."
         )

@@ -1,4 +1,4 @@
-"""The exceptions and the warning that callers may want to catch by name; all else is a ValueError or TypeError."""
+"""The exceptions and the warning that callers may want to catch by name; everything else is a ValueError or TypeError."""
 
 
 class UnsupportedLayerError(TypeError):
@@ -7,6 +7,10 @@ class UnsupportedLayerError(TypeError):
 
 class NotPositiveDefiniteError(ValueError):
     """A system that has to be positive definite and is not: singular, indefinite, or too small a damping."""
+
+
+class NonFiniteError(ValueError):
+    """Weights or outputs that hold NaN or infinity although the data are finite: training has diverged."""
 
 
 class NumericalWarning(UserWarning):

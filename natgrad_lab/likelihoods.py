@@ -27,9 +27,7 @@ class Likelihood(ABC):
         """∂ log p(y | f) / ∂f per example (the negative gradient of `nll`)."""
 
     @abstractmethod
-    def sample(
-        self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Targets drawn from p(y | f): (num_samples, N) classes or (num_samples, N, C) values.
 
         Without a `generator` a new one with seed 0 is used: PyTorch's global random state is never read nor moved.
@@ -44,9 +42,7 @@ class Likelihood(ABC):
         """KL(p(y | outputs) ‖ p(y | other)) per example, in nats."""
 
     @abstractmethod
-    def root_coordinates(
-        self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]
-    ) -> Float[Tensor, "N C"]:
+    def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         """Solve S u = v for u, where v is in the range of S (as every score is)."""
 
     @abstractmethod
@@ -114,9 +110,7 @@ class Categorical(Likelihood):
         score = -outputs.softmax(-1)
         return score.scatter_add(-1, targets.long().unsqueeze(-1), torch.ones_like(outputs[:, :1]))
 
-    def sample(
-        self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Classes (num_samples, N)."""
         generator = _own_generator(generator, outputs.device)
         return torch.multinomial(outputs.softmax(-1), num_samples, replacement=True, generator=generator).T
@@ -127,9 +121,7 @@ class Categorical(Likelihood):
         root_p = (0.5 * outputs.log_softmax(-1)).exp()
         return torch.diag_embed(root_p) - p.unsqueeze(-1) * root_p.unsqueeze(-2)
 
-    def root_coordinates(
-        self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]
-    ) -> Float[Tensor, "N C"]:
+    def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         """v / √p, which solves S u = v whenever the entries of v sum to zero. Overflows where p underflows."""
         return vectors * (-0.5 * outputs.log_softmax(-1)).exp()
 
@@ -147,9 +139,7 @@ class Categorical(Likelihood):
                 f"{tuple(targets.shape)}.{hint}"
             )
         if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-            raise ValueError(
-                f"Categorical needs integer classes; got {targets.dtype}. Convert them with targets.long()."
-            )
+            raise ValueError(f"Categorical needs integer classes; got {targets.dtype}. Convert them with targets.long().")
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= num_classes:
             raise ValueError(
@@ -174,9 +164,7 @@ class Bernoulli(Likelihood):
         """y − σ(f)."""
         return targets.to(outputs.dtype) - outputs.sigmoid()
 
-    def sample(
-        self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Zeros and ones (num_samples, N, C) in the outputs' dtype."""
         generator = _own_generator(generator, outputs.device)
         return torch.bernoulli(outputs.sigmoid().expand(num_samples, *outputs.shape), generator=generator)
@@ -185,9 +173,7 @@ class Bernoulli(Likelihood):
         """diag(√(σ(f) σ(−f)))."""
         return torch.diag_embed(self._deviation(outputs))
 
-    def root_coordinates(
-        self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]
-    ) -> Float[Tensor, "N C"]:
+    def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         """v / √(σ(f) σ(−f)). Overflows where a coin is certain to the last bit."""
         return vectors / self._deviation(outputs)
 
@@ -234,9 +220,7 @@ class Gaussian(Likelihood):
         """(y − f) / variance."""
         return (targets.to(outputs.dtype) - outputs) / self.variance
 
-    def sample(
-        self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Values (num_samples, N, C)."""
         generator = _own_generator(generator, outputs.device)
         shape = (num_samples, *outputs.shape)
@@ -248,9 +232,7 @@ class Gaussian(Likelihood):
         eye = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
         return (eye / math.sqrt(self.variance)).expand(outputs.shape[0], -1, -1)
 
-    def root_coordinates(
-        self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]
-    ) -> Float[Tensor, "N C"]:
+    def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         """√variance · v."""
         return math.sqrt(self.variance) * vectors
 

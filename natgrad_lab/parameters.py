@@ -150,9 +150,7 @@ class ParameterLayout:
 
     def _checked(self, vector: Tensor) -> Tensor:
         if vector.ndim not in (1, 2) or vector.shape[0] != self.dim:
-            raise ValueError(
-                f"the model has {self.dim} trainable parameters; got a vector of shape {tuple(vector.shape)}."
-            )
+            raise ValueError(f"the model has {self.dim} trainable parameters; got a vector of shape {tuple(vector.shape)}.")
         return vector
 
 

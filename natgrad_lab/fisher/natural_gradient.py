@@ -25,6 +25,7 @@ from natgrad_lab.fisher.gram import gram_from_scores
 from natgrad_lab.fisher.scores import ScorePass, score_pass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.linalg import cg, check_damping, cholesky_solve, damped_cholesky
+from natgrad_lab.names import known
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import Gram
 
@@ -82,9 +83,7 @@ def natural_gradient(
     Cost: dense N P² + P³/3, gram (KN)² Σ_l out_l + (KN)³/3 operations; `ExactDirection.route` says which was taken.
     """
     check_damping(damping)
-    scores = score_pass(
-        model, likelihood, inputs, fisher_type, targets, num_samples, generator, loss_targets=targets
-    )
+    scores = score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator, loss_targets=targets)
     return ExactFisher(scores, likelihood, targets, route).solve(damping)
 
 
@@ -93,8 +92,8 @@ class ExactFisher:
 
     def __init__(self, scores: ScorePass, likelihood: Likelihood, targets: Tensor, route: str | None = None):
         """Choose the route; nothing is computed yet."""
-        if route is not None and route not in ROUTES:
-            raise ValueError(f"route must be one of {', '.join(ROUTES)}; got {route!r}.")
+        if route is not None:
+            known(route, ROUTES, "route")
         self.scores = scores
         self.gradient = scores.gradient()
         self.route = route or cheapest_route(scores)

@@ -5,7 +5,6 @@ at the observed target). Backpropagated to every layer they give the rows of S�
 F = (1/N) Σ_n Σ_k r_nk r_nkᵀ.
 """
 
-import difflib
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from natgrad_lab.derivatives import ForwardPass, forward_pass, refuse_weights
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.fisher.layers import row_block, rule_for
 from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.names import known
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import KhatriRaoRows
@@ -181,13 +181,9 @@ def refuse_mixed_examples(model: nn.Module, inputs: Tensor, outputs: Tensor) -> 
 def _refuse_choice(likelihood: Likelihood, fisher_type: str, targets: Tensor | None, num_samples: int) -> None:
     if not isinstance(likelihood, Likelihood):
         raise TypeError(
-            f"likelihood must be one of natgrad_lab.likelihoods (Categorical(), Bernoulli(), Gaussian()); got "
-            f"{likelihood!r}."
+            f"likelihood must be one of natgrad_lab.likelihoods (Categorical(), Bernoulli(), Gaussian()); got {likelihood!r}."
         )
-    if fisher_type not in FISHER_TYPES:
-        near = difflib.get_close_matches(str(fisher_type), FISHER_TYPES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no fisher_type {fisher_type!r}.{hint} There are: {', '.join(FISHER_TYPES)}.")
+    known(fisher_type, FISHER_TYPES, "fisher_type")
     if fisher_type == "empirical" and targets is None:
         raise ValueError("fisher_type='empirical' needs targets: the observed ones, targets=...")
     if not isinstance(num_samples, int) or num_samples < 1:

@@ -1,11 +1,12 @@
 """Multi-layer perceptrons."""
 
-import difflib
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from natgrad_lab.names import known
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -41,10 +42,7 @@ def mlp(
     Raises: ValueError for sizes or an activation that do not exist.
     """
     sizes = check_sizes(sizes)
-    if activation not in ACTIVATIONS:
-        near = difflib.get_close_matches(str(activation), ACTIVATIONS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no activation {activation!r}.{hint} There are: {', '.join(ACTIVATIONS)}.")
+    known(activation, ACTIVATIONS, "activation")
     gain = math.sqrt(2) if activation in ("relu", "gelu", "elu", "silu") else 1.0
     layers: list[nn.Module] = []
     for i, layer in enumerate(linear_layers(sizes, bias, gain, generator, dtype)):

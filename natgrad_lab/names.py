@@ -1,0 +1,14 @@
+"""Looking up a name that a person typed."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def known(name: object, names: Iterable[str], what: str) -> str:
+    """Return `name` if it is one of `names`, else raise a ValueError that suggests the nearest and lists them all."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no {what} {name!r}.{hint} There are: {', '.join(names)}.")

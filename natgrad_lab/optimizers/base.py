@@ -1,0 +1,153 @@
+"""The one step all methods share: a pass, a direction, an update, a record; and what makes it end as "diverged"."""
+
+import math
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from natgrad_lab.errors import NonFiniteError
+from natgrad_lab.fisher.scores import ScorePass, score_pass
+from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.linalg import check_damping
+from natgrad_lab.optimizers.record import NAN, StepRecord
+from natgrad_lab.shapes import Float, Tensor
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction d (P,) uphill, and F d with the Fisher it came from (flat order)."""
+
+    vector: Float[Tensor, " P"]
+    fisher_product: Float[Tensor, " P"]
+
+
+class FlatOptimizer(Optimizer):
+    """An optimizer whose direction is one vector in the flat order; subclasses define `_direction`.
+
+    `lr` and `damping` live in `param_groups`, where schedulers and sliders may change them between steps.
+
+    Args:
+        model: its trainable parameters are updated in place; nothing else of it is touched.
+        likelihood: defines the loss, its mean over the batch.
+        lr: step length on the direction.
+        damping: λ ≥ 0.
+        max_kl: bound in nats on the KL moved by a step, ½ δᵀFδ; longer steps are shortened to it. None: no bound.
+        seed: of the targets sampled for monte_carlo scores.
+    """
+
+    fisher_type = "exact"
+    num_samples = 1
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood,
+        *,
+        lr: float,
+        damping: float,
+        max_kl: float | None = None,
+        seed: int = 0,
+    ):
+        """See the class."""
+        if max_kl is not None and not (math.isfinite(max_kl) and max_kl > 0):
+            raise ValueError(f"max_kl must be a positive number of nats, or None; got {max_kl}.")
+        defaults = {"lr": check_lr(lr), "damping": check_damping(damping)}
+        super().__init__([p for p in model.parameters() if p.requires_grad], defaults)
+        self.model, self.likelihood, self.max_kl = model, likelihood, max_kl
+        self.num_steps = 0
+        device = self.param_groups[0]["params"][0].device
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+
+    @abstractmethod
+    def _direction(self, scores: ScorePass, targets: Tensor, damping: float, phases: dict) -> Direction:
+        """Turn the gradient of the pass into a direction."""
+
+    @torch.no_grad()
+    def step(self, inputs: Tensor, targets: Tensor) -> StepRecord:
+        """One step on the batch (inputs, targets).
+
+        The first step also verifies that captured gradients equal PyTorch's (see `score_pass`).
+        Returns: the record; with status "diverged" if loss or direction are not finite, and then nothing was changed.
+        Raises: as `score_pass`; NotPositiveDefiniteError if the damped Fisher cannot be inverted.
+        """
+        started, phases = time.perf_counter(), {}
+        group = self.param_groups[0]
+        damping, step = check_damping(group["damping"]), self.num_steps + 1
+        known = {"step": step, "lr": float(group["lr"]), "damping": damping, "phases": phases}
+        fisher_targets = targets if self.fisher_type == "empirical" else None
+        try:
+            scores = score_pass(
+                self.model, self.likelihood, inputs, self.fisher_type, fisher_targets, self.num_samples, self.generator,
+                loss_targets=targets, verify=self.num_steps == 0,
+            )  # fmt: skip
+        except NonFiniteError as error:
+            if self.num_steps == 0:
+                raise
+            return StepRecord(loss=NAN, status="diverged", message=str(error), **known)
+        gradient, loss = scores.gradient(), float(scores.loss)
+        phases["pass"] = time.perf_counter() - started
+        known |= {"loss": loss, "grad_norm": float(torch.linalg.vector_norm(gradient))}
+        if not math.isfinite(known["grad_norm"] + loss):
+            return StepRecord(status="diverged", message=f"loss {loss}, gradient norm {known['grad_norm']}", **known)
+        direction = self._direction(scores, targets, damping, phases)
+        update = -self._lr_vector(scores) * direction.vector
+        slope, curvature = float(gradient @ update), float(update @ (-self._lr_vector(scores) * direction.fisher_product))
+        if self.max_kl is not None and curvature / 2 > self.max_kl:
+            scale = math.sqrt(2 * self.max_kl / curvature)
+            update, slope, curvature = scale * update, scale * slope, scale**2 * curvature
+        known["update_norm"] = float(torch.linalg.vector_norm(update))
+        if not math.isfinite(known["update_norm"]):
+            return StepRecord(status="diverged", message="the update is not finite; raise the damping", **known)
+        for parameter, part in scores.layout.split(update):
+            parameter.add_(part)
+        self.num_steps = step
+        known["seconds"] = time.perf_counter() - started
+        phases["update"] = known["seconds"] - sum(phases.values())
+        return StepRecord(predicted_decrease=-(slope + curvature / 2), kl=curvature / 2, **known)
+
+    def _lr_vector(self, scores: ScorePass) -> float | Tensor:
+        """The learning rate: one number, or one per parameter (P,) where groups differ."""
+        rates = {float(group["lr"]) for group in self.param_groups}
+        if len(rates) == 1:
+            return rates.pop()
+        flat = torch.empty(scores.layout.dim, dtype=scores.layout.dtype, device=scores.layout.device)
+        rate = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        for parameter, part in scores.layout.split(flat):
+            part.fill_(rate[id(parameter)])
+        return flat
+
+    def state_dict(self) -> dict:
+        """PyTorch's state plus everything the next step depends on; tensors, strings and numbers only."""
+        own = {"num_steps": self.num_steps, "generator": self.generator.get_state()}
+        return {**super().state_dict(), "natgrad_lab": own | self._own_state()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        if "natgrad_lab" not in state_dict:
+            raise ValueError(
+                f"this is no state of {type(self).__name__}: the entry 'natgrad_lab' is missing. Load what its own "
+                "state_dict() returned."
+            )
+        own = state_dict["natgrad_lab"]
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "natgrad_lab"})
+        self.num_steps = own["num_steps"]
+        self.generator.set_state(own["generator"].cpu())
+        self._load_own_state(own)
+
+    def _own_state(self) -> dict:
+        return {}
+
+    def _load_own_state(self, state: dict) -> None:
+        pass
+
+
+def check_lr(lr: float) -> float:
+    """Return `lr` as a float, or refuse it."""
+    value = float(lr)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"lr must be a finite number >= 0; got {lr}.")
+    return value

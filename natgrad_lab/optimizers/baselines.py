@@ -1,0 +1,100 @@
+"""First-order baselines: PyTorch's own SGD and Adam, stepped on a batch and recorded like every other method."""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from natgrad_lab.derivatives import refuse_inputs, refuse_weights
+from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.optimizers.base import check_lr
+from natgrad_lab.optimizers.record import StepRecord
+from natgrad_lab.parameters import ParameterLayout
+from natgrad_lab.shapes import Tensor
+
+
+class RecordedStep:
+    """Mixed into a torch optimizer: `step(inputs, targets)` computes the mean nll, steps, and returns a `StepRecord`.
+
+    Any module will do, in train or eval mode: only the loss and its gradient are needed. `damping` is accepted so that all
+    methods are made alike; a first-order method has none, and its records say nan.
+    """
+
+    def _begin(self, model: nn.Module, likelihood: Likelihood) -> None:
+        self.model, self.likelihood = model, likelihood
+        self._layout = ParameterLayout(model)
+        self.num_steps = 0
+
+    def _recorded(self, apply: Callable[[], None], inputs: Tensor, targets: Tensor) -> StepRecord:
+        started = time.perf_counter()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        refuse_inputs(self._layout, inputs)
+        if self.num_steps == 0:
+            refuse_weights(self._layout)
+        with torch.enable_grad():
+            outputs = self.model(inputs)
+            self.likelihood.validate(outputs.detach(), targets)
+            loss = self.likelihood.nll(outputs, targets).mean()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        loss = float(loss.detach())
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        known = {
+            "step": self.num_steps + 1,
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": float(self.param_groups[0]["lr"]),
+        }
+        if not math.isfinite(loss + norm):
+            return StepRecord(status="diverged", message=f"loss {loss}, gradient norm {norm}", **known)
+        before = [p.detach().clone() for p in parameters]
+        kept = [p.grad for p in parameters]
+        try:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            apply()
+        finally:
+            for parameter, gradient in zip(parameters, kept, strict=True):
+                parameter.grad = gradient
+        moved = math.sqrt(sum(float((p.detach() - b).square().sum()) for p, b in zip(parameters, before, strict=True)))
+        self.num_steps += 1
+        return StepRecord(update_norm=moved, seconds=time.perf_counter() - started, **known)
+
+    def state_dict(self) -> dict:
+        """PyTorch's state and the number of steps taken."""
+        return {**super().state_dict(), "natgrad_lab": {"num_steps": self.num_steps}}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Continue where `state_dict` was taken; a state of PyTorch's own optimizer of the kind is taken too."""
+        own = state_dict.get("natgrad_lab", {"num_steps": 0})
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "natgrad_lab"})
+        self.num_steps = own["num_steps"]
+
+
+class SGD(RecordedStep, torch.optim.SGD):
+    """`torch.optim.SGD` on the mean nll; `momentum` as there."""
+
+    def __init__(
+        self, model: nn.Module, likelihood: Likelihood, *, lr: float, momentum: float = 0.0, damping: float | None = None
+    ):
+        """See the class."""
+        super().__init__([p for p in model.parameters() if p.requires_grad], lr=check_lr(lr), momentum=momentum)
+        self._begin(model, likelihood)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> StepRecord:
+        """One step on the batch."""
+        return self._recorded(super().step, inputs, targets)
+
+
+class Adam(RecordedStep, torch.optim.Adam):
+    """`torch.optim.Adam` on the mean nll."""
+
+    def __init__(self, model: nn.Module, likelihood: Likelihood, *, lr: float, damping: float | None = None):
+        """See the class."""
+        super().__init__([p for p in model.parameters() if p.requires_grad], lr=check_lr(lr))
+        self._begin(model, likelihood)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> StepRecord:
+        """One step on the batch."""
+        return self._recorded(super().step, inputs, targets)
