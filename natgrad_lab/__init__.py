@@ -9,8 +9,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "cli", "datasets", "deep_linear", "derivatives", "distributed", "errors", "experiments", "fisher", "likelihoods",
-    "linalg", "metrics", "models", "optimizers", "parameters", "plots", "structures", "validation", "widgets",
+    "cli", "datasets", "derivatives", "errors", "experiments", "fisher", "likelihoods", "linalg", "metrics", "models",
+    "optimizers", "parameters", "plots", "structures", "widgets",
 )  # fmt: skip
 _NAMES = {"ParameterLayout": "parameters", "stop_all": "widgets"}
 __all__ = ["ParameterLayout", "stop_all", *_ROOMS]

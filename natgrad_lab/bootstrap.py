@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from natgrad_lab import environment
 
@@ -28,7 +27,7 @@ def main(argv=None):
     try:
         if sys.version_info < MINIMUM:
             return go_on_with(newer_python(), argv)
-        root = checkout()
+        root = environment.checkout()
         if root is None or interpreter_suffices(root, extras_for(argv)):
             return run_here(argv)
         if not environment.is_up_to_date(root, extras_for(argv)):
@@ -96,9 +95,3 @@ def newer_python():
         "(python.org, `apt install python3 python3-venv`, `brew install python`, or conda with environment.yml) and "
         "run the command with it, for example: make lab PYTHON=python3.12"
     )
-
-
-def checkout():
-    """The folder with pyproject.toml that this package was loaded from, or None if it is an installed copy."""
-    root = Path(__file__).resolve().parent.parent
-    return root if (root / "pyproject.toml").is_file() and (root / "constraints.txt").is_file() else None

@@ -10,7 +10,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from natgrad_lab import __version__
-from natgrad_lab.bootstrap import checkout
+from natgrad_lab.environment import checkout
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 console = Console()

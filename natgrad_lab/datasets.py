@@ -3,7 +3,6 @@
 Inputs are (N, D) rows of floats; targets are class numbers (N,) or real vectors (N, C). Nothing is downloaded here.
 """
 
-import difflib
 import hashlib
 import math
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from natgrad_lab.names import known
 from natgrad_lab.shapes import Float, Int, Tensor
 
 DIGITS_SHA256 = "19762e197c6b643a59fcb94a34c3cb5625774e9ab3b5a71bb4c0701e65ed268e"
@@ -130,11 +130,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 def load(name: str, **options) -> Dataset:
     """The data set of that name in DATASETS, made with `options`."""
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"There is no data set {name!r}.{hint} There are: {', '.join(DATASETS)}.")
-    return DATASETS[name](**options)
+    return DATASETS[known(name, DATASETS, "data set")](**options)
 
 
 def train_test(

@@ -22,6 +22,12 @@ class SetupError(Exception):
     """The environment cannot be made; the message says what to do."""
 
 
+def checkout():
+    """The folder with pyproject.toml that this package was loaded from, or None if it is an installed copy."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() and (root / "constraints.txt").is_file() else None
+
+
 def python_of(venv):
     """The interpreter of a virtual environment."""
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
