@@ -166,22 +166,21 @@ def pip(root, python, *arguments):
     """Run `pip install`: its current line is shown, all of them are kept in .venv/install.log."""
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *arguments]
     log, tail = root / ".venv" / "install.log", []
+    environ = dict(os.environ, PYTHONIOENCODING="utf-8")
     with log.open("a", encoding="utf-8") as file:
         file.write("$ {}\n".format(" ".join(command)))
-        environ = dict(os.environ, PYTHONIOENCODING="utf-8")
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ)
-        try:
-            for line in iter(process.stdout.readline, b""):
-                text = line.decode("utf-8", "replace").rstrip()
-                file.write(text + "\n")
-                tail = [*tail[-24:], text]
-                show(text)
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            raise
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ) as process:
+            try:
+                for line in iter(process.stdout.readline, b""):
+                    text = line.decode("utf-8", "replace").rstrip()
+                    file.write(text + "\n")
+                    tail = [*tail[-24:], text]
+                    show(text)
+            except KeyboardInterrupt:
+                process.terminate()
+                raise
     show("")
-    if process.wait() != 0:
+    if process.returncode != 0:
         output = "\n  ".join(tail)
         raise SetupError(
             f"pip could not install what is required. Its last lines:\n\n  {output}\n\n"
