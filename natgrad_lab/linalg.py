@@ -124,10 +124,10 @@ def _singular(matrix: Tensor, damping: float, pivot: Tensor | None, largest: Ten
 
 def not_positive_definite(dim: int, size: str, damping: float, level: float) -> NotPositiveDefiniteError:
     """Build the one message for a system that cannot be inverted."""
-    undamped, damped = "give damping > 0, or more of it if it was damped before", "give a larger damping, or use float64"
+    advice = "give more damping, or use float64" if damping else "give damping > 0 (or more, if it was damped before)"
     return NotPositiveDefiniteError(
         f"a {dim} x {dim} system at damping {damping:.3g} is singular to working precision: {size}, and anything up to "
-        f"{level:.3g} (dim * eps * largest) is rounding. Its inverse does not exist numerically; {damped if damping else undamped}."
+        f"{level:.3g} (dim * eps * largest) is rounding. Its inverse does not exist numerically; {advice}."
     )
 
 

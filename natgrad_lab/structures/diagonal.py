@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from numbers import Real
 
-from natgrad_lab.linalg import check_damping, not_positive_definite, spectrum_power
+from natgrad_lab.linalg import check_damping, clamp_spectrum, not_positive_definite, spectrum_power
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures.base import StructuredMatrix, power_note
 
@@ -33,14 +33,12 @@ class Diagonal(StructuredMatrix):
     def solve(self, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:
         """(M + damping I)⁻¹ x."""
         self._check(x)
-        damped = self.values + check_damping(damping)
-        if (smallest := damped.min().item()) <= 0:
-            raise not_positive_definite(self.dim, f"its smallest entry is {smallest:.3g}", float(damping), 0.0)
-        return x / _rows(damped, x)
+        return x / _rows(self._positive(damping), x)
 
     def power(self, p: Real, damping: Real = 0.0) -> StructuredMatrix:
         """(M + damping I)^p as a Diagonal."""
-        return Diagonal(spectrum_power(self.values, p, damping), note=power_note(p, damping))
+        powers = self._positive(damping).pow(p) if p < 0 else spectrum_power(self.values, p, damping)
+        return Diagonal(powers, note=power_note(p, damping))
 
     def to_dense(self) -> Float[Tensor, "P P"]:
         """The matrix itself."""
@@ -53,6 +51,16 @@ class Diagonal(StructuredMatrix):
     def eigvalsh(self) -> Float[Tensor, " P"]:
         """The entries, sorted."""
         return self.values.sort().values
+
+    def logdet(self, damping: Real = 0.0) -> Float[Tensor, ""]:
+        """Sum of the logarithms of the damped entries."""
+        return self._positive(damping).log().sum()
+
+    def _positive(self, damping: Real) -> Tensor:
+        damped = clamp_spectrum(self.values) + check_damping(damping)
+        if (smallest := damped.min().item()) <= 0:
+            raise not_positive_definite(self.dim, f"its smallest entry is {smallest:.3g}", float(damping), 0.0)
+        return damped
 
 
 def _rows(values: Tensor, x: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Gram(StructuredMatrix):
     def range_solve(self, u: Float[Tensor, "R *k"], damping: Real) -> Float[Tensor, "P *k"]:
         """(M + damping I)⁻¹ Rᵀu = Rᵀ(RRᵀ + damping I)⁻¹u: the range form, for a gradient g = Rᵀu.
 
-        Nothing is subtracted, so the result keeps its accuracy in float32 where the Woodbury form of `solve` would lose it.
+        Nothing is subtracted, as it is in the Woodbury form of `solve`, so nothing cancels at a small damping.
         With damping 0 it needs RRᵀ invertible, and gives the solution of least norm.
         """
         self._check_rows(u)
