@@ -93,6 +93,11 @@ def _refuse_real_targets(name: str, outputs: Tensor, targets: Tensor) -> None:
         raise ValueError(f"targets hold NaN or infinity (first in example {bad}). Remove or repair those examples.")
 
 
+def _softmax(outputs: Tensor) -> Tensor:
+    """Softmax over the last dimension, computed on the transpose: several times faster on a CPU when classes are few."""
+    return outputs.T.contiguous().softmax(0).T
+
+
 @dataclass(frozen=True)
 class Categorical(Likelihood):
     """One of C classes, outputs are logits: p(y | f) = softmax(f)_y. Targets: integers (N,) in 0 .. C−1.
@@ -107,18 +112,21 @@ class Categorical(Likelihood):
 
     def score(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, "N C"]:
         """e_y − softmax(f)."""
-        score = -outputs.softmax(-1)
+        score = -_softmax(outputs)
         return score.scatter_add(-1, targets.long().unsqueeze(-1), torch.ones_like(outputs[:, :1]))
 
     def sample(self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Classes (num_samples, N)."""
+        """Classes (num_samples, N), by inversion: the first class whose cumulative probability exceeds a uniform number."""
         generator = _own_generator(generator, outputs.device)
-        return torch.multinomial(outputs.softmax(-1), num_samples, replacement=True, generator=generator).T
+        cumulative = _softmax(outputs).T.cumsum(0)[:-1]  # (C - 1, N)
+        shape = (num_samples, 1, outputs.shape[0])
+        uniform = torch.rand(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
+        return (cumulative <= uniform).sum(1)
 
     def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
         """diag(√p) − p √pᵀ."""
-        p = outputs.softmax(-1)
-        root_p = (0.5 * outputs.log_softmax(-1)).exp()
+        p = _softmax(outputs)
+        root_p = (0.5 * outputs.log_softmax(-1)).exp()  # from the logarithm: exact where p underflows
         return torch.diag_embed(root_p) - p.unsqueeze(-1) * root_p.unsqueeze(-2)
 
     def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:

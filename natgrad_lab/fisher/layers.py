@@ -50,7 +50,7 @@ def homogeneous(inputs: Tensor) -> Tensor:
 
 @singledispatch
 def kronecker_factors(module: nn.Module, layer: Layer, rows: KhatriRaoRows) -> Kronecker:
-    """K-FAC's block of `layer`: G ⊗ A with G = E[Σ_k s s ᵀ] (rows of [W | b]) and A = E[a aᵀ] (columns), means over examples."""
+    """K-FAC's block of `layer`: G ⊗ A with G = E[Σ_k s_k s_kᵀ] for the rows of [W | b] and A = E[a aᵀ] for its columns."""
     raise UnsupportedLayerError(_no_rule(kronecker_factors, layer))
 
 

@@ -155,18 +155,16 @@ class ExactFisher:
 
     def _dense_solve(self, gradient: Tensor, damping: float) -> tuple[Tensor, int]:
         factor = damped_cholesky(self.matrix, damping)
-        best, smallest = torch.zeros_like(gradient), math.inf
+        best, smallest, corrections = torch.zeros_like(gradient), math.inf, -1
         direction, residual = best, gradient
-        for corrections in range(_CORRECTIONS + 1):
+        while corrections < _CORRECTIONS and smallest > _ENOUGH[self.gradient.dtype]:
             direction = direction + cholesky_solve(factor, residual.to(factor.dtype)).double()
             residual = self._residual(direction, gradient, damping)
             size = float(torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(gradient))
             if not size < smallest / 2:
                 break
-            best, smallest = direction, size
-            if size <= _ENOUGH[self.gradient.dtype]:
-                break
-        return best, corrections
+            best, smallest, corrections = direction, size, corrections + 1
+        return best, max(corrections, 0)
 
     def _residual(self, direction: Tensor, gradient: Tensor, damping: float) -> Tensor:
         return gradient - self.rows.matmul(direction) - damping * direction

@@ -19,7 +19,8 @@ def factored_inverse(fisher: BlockDiagonal, damping: float) -> BlockDiagonal:
 
 
 def _inverse(matrix: Tensor) -> Tensor:
-    return torch.cholesky_inverse(damped_cholesky(matrix))
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.cholesky_inverse(damped_cholesky(matrix) if failed else factor)  # which says why, or warns
 
 
 INVERSES = {"factored": factored_inverse, "exact": exact_inverse}

@@ -68,7 +68,7 @@ class NaturalGradient(FlatOptimizer):
         self.inverse: StructuredMatrix | None = None
         self._refreshes, self._inverted_damping = 0, None
 
-    def _direction(self, scores: ScorePass, targets: Tensor, damping: float, phases: dict) -> Direction:
+    def _direction(self, gradient: Tensor, scores: ScorePass, targets: Tensor, damping: float, phases: dict) -> Direction:
         started = time.perf_counter()
         if self.num_steps % self.estimate.update_every == 0:
             self._refresh(scores)
@@ -76,7 +76,7 @@ class NaturalGradient(FlatOptimizer):
         started = time.perf_counter()
         if self.num_steps % self.estimate.invert_every == 0 or damping != self._inverted_damping:
             self.inverse, self._inverted_damping = self.invert(self.fisher, damping), damping
-        vector = self.inverse.matmul(scores.gradient())
+        vector = self.inverse.matmul(gradient)
         phases["solve"] = time.perf_counter() - started
         return Direction(vector, self.fisher.matmul(vector))
 
@@ -111,7 +111,7 @@ class ExactNaturalGradient(FlatOptimizer):
         self.fisher_type = fisher_type
         self.solution = None
 
-    def _direction(self, scores: ScorePass, targets: Tensor, damping: float, phases: dict) -> Direction:
+    def _direction(self, gradient: Tensor, scores: ScorePass, targets: Tensor, damping: float, phases: dict) -> Direction:
         started = time.perf_counter()
         self.solution = ExactFisher(scores, self.likelihood, targets).solve(damping)
         phases["solve"] = time.perf_counter() - started

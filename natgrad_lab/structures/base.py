@@ -7,7 +7,9 @@ A structure is a frozen dataclass of tensors. `solve` and `power` always mean M 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from numbers import Real
+from typing import ClassVar
 
 import torch
 
@@ -17,44 +19,52 @@ from natgrad_lab.shapes import Float, Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TensorFields:
-    """A frozen dataclass of finite tensors of one dtype and device, nested in tuples or in each other."""
+    """A frozen dataclass of tensors of one dtype and device, nested in tuples or in each other; finite unless it says not."""
+
+    _must_be_finite: ClassVar[bool] = True
 
     def __post_init__(self):
-        """Check what holds for all: floating, finite, one dtype, one device."""
-        for name, tensor in self.tensors():
-            if not tensor.is_floating_point():
+        """Check what holds for all: floating, finite, one dtype, one device. Parts that are structures checked themselves."""
+        kind, first = type(self).__name__, None
+        for name, part in self._parts():
+            if isinstance(part, Tensor):
+                if not part.is_floating_point():
+                    raise ValueError(f"{kind} needs floating-point tensors; {name} is {part.dtype}. Use .float().")
+                if self._must_be_finite:
+                    check_finite(part, f"{kind}.{name}")
+            if first is None:
+                first = (part.dtype, part.device)
+            elif (part.dtype, part.device) != first:
                 raise ValueError(
-                    f"{type(self).__name__} needs floating-point tensors; {name} is {tensor.dtype}. Use .float()."
+                    f"{kind} needs tensors of one dtype and device; {name} is {part.dtype} on {part.device}, the first "
+                    f"{first[0]} on {first[1]}. Convert one with .to(...)."
                 )
-            if (tensor.dtype, tensor.device) != (self.dtype, self.device):
-                raise ValueError(
-                    f"{type(self).__name__} needs tensors of one dtype and device; {name} is {tensor.dtype} on "
-                    f"{tensor.device}, the first {self.dtype} on {self.device}. Convert one with .to(...)."
-                )
-        for name, value in self._items():
-            if isinstance(value, Tensor):
-                check_finite(value, f"{type(self).__name__}.{name}")
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all tensors."""
-        return next(self.tensors())[1].dtype
+        return next(self._parts())[1].dtype
 
     @property
     def device(self) -> torch.device:
         """The device of all tensors."""
-        return next(self.tensors())[1].device
+        return next(self._parts())[1].device
 
     def tensors(self):
         """Yield (path, tensor) for every tensor, depth first."""
+        for path, part in self._parts():
+            if isinstance(part, Tensor):
+                yield path, part
+            else:
+                yield from ((f"{path}.{inner}", tensor) for inner, tensor in part.tensors())
+
+    def _parts(self):
+        """Yield (name, part) for every tensor or structure among the fields, tuples unpacked."""
         for name, value in self._items():
-            parts = value if isinstance(value, tuple) else (value,)
-            for index, part in enumerate(parts):
-                path = f"{name}[{index}]" if isinstance(value, tuple) else name
-                if isinstance(part, Tensor):
-                    yield path, part
-                elif isinstance(part, TensorFields):
-                    yield from ((f"{path}.{inner}", tensor) for inner, tensor in part.tensors())
+            if isinstance(value, tuple):
+                yield from ((f"{name}[{index}]", part) for index, part in enumerate(value))
+            elif isinstance(value, Tensor | TensorFields):
+                yield name, value
 
     def map(self, fn: Callable[..., Tensor], *others):
         """Apply `fn` tensor by tensor: the same structure of fn(own tensor, the others' tensors...).
@@ -77,7 +87,7 @@ class TensorFields:
         return f"{type(self).__name__}({', '.join([str(self.dtype).removeprefix('torch.'), *shapes])})"
 
     def _items(self) -> list:
-        return [(part.name, getattr(self, part.name)) for part in fields(self)]
+        return [(name, getattr(self, name)) for name in _field_names(type(self))]
 
     def _require_alike(self, other) -> None:
         same = type(other) is type(self)
@@ -149,6 +159,11 @@ class StructuredMatrix(TensorFields, ABC):
             )
         if x.dtype != self.dtype:
             raise ValueError(f"x is {x.dtype} and {type(self).__name__} is {self.dtype}. Convert one with .to(...).")
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(part.name for part in fields(kind))
 
 
 def power_note(p: Real, damping: Real) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from natgrad_lab.linalg import (
     check_damping,
+    check_finite,
     cholesky_solve,
     clamp_spectrum,
     damped_cholesky,
@@ -49,6 +50,8 @@ class Gram(StructuredMatrix):
                 "Gram needs at least one block of rows; got none. A model without parameters has no Fisher."
             )
         super().__post_init__()
+        for path, tensor in self.tensors():
+            check_finite(tensor, f"Gram.{path}")
         if len(counts := {block.shape[0] for block in self.blocks}) > 1:
             raise ValueError(
                 f"Gram needs blocks with as many rows each; got {sorted(counts)}. Use one batch for all layers."
@@ -97,17 +100,22 @@ class Gram(StructuredMatrix):
         return self._double.rmatmul(self._rows_solve(u.double(), damping)).to(self.dtype)
 
     def solve(self, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:
-        """(M + damping I)⁻¹ x = (x - Rᵀ(RRᵀ + damping I)⁻¹ R x) / damping (Woodbury), the subtraction in float64.
+        """(M + damping I)⁻¹ x = (x - Rᵀ(RRᵀ + damping I)⁻¹ R x) / damping (Woodbury), in float64.
 
+        For x close to the range of Rᵀ, as gradients are, the subtraction cancels: a second pass corrects the first.
         With at least as many rows as parameters the matrix itself is factored.
         """
         self._check(x)
         if self.num_rows >= self.dim:
             return self._dense.solve(x, damping)
         self._require_damping(damping)
-        wide = x.double()
-        inside = self._double.rmatmul(self._rows_solve(self._double.rows_matmul(wide), damping))
-        return ((wide - inside) / float(damping)).to(self.dtype)
+        residual = wide = x.double()
+        solution = torch.zeros_like(wide)
+        for _ in range(2):
+            inside = self._double.rmatmul(self._rows_solve(self._double.rows_matmul(residual), damping))
+            solution = solution + (residual - inside) / float(damping)
+            residual = wide - self._double.matmul(solution) - float(damping) * solution
+        return solution.to(self.dtype)
 
     def power(self, p: Real, damping: Real = 0.0) -> StructuredMatrix:
         """(M + damping I)^p as a LowRank: eigenvectors Rᵀu/√s, s the eigenvalues above rounding; damping^p elsewhere.
@@ -176,14 +184,23 @@ class Gram(StructuredMatrix):
         damping = check_damping(damping)
         if self.dtype != torch.float64 and (w := self._refined_solve(u, damping)) is not None:
             return w
-        return cholesky_solve(damped_cholesky(self._double.row_gram, damping), u)
+        return cholesky_solve(self._double._factor(damping, damped_cholesky), u)
+
+    def _factor(self, damping: float, cholesky: Callable) -> Tensor | None:
+        """The Cholesky factor of RRᵀ + damping I, kept until another damping is asked for."""
+        if damping not in self._newest_factor:
+            self._newest_factor.clear()
+            self._newest_factor[damping] = cholesky(self.row_gram, damping)
+        return self._newest_factor[damping]
+
+    @cached_property
+    def _newest_factor(self) -> dict:
+        return {}
 
     def _refined_solve(self, u: Tensor, damping: float) -> Tensor | None:
         """Factor in the working precision, correct by float64 residuals; None if that converges slowly."""
-        shifted = self.row_gram.clone()
-        shifted.diagonal().add_(damping)
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        if info.item():
+        factor = self._factor(damping, _cholesky_or_none)
+        if factor is None:
             return None
         scale = u.norm(dim=0).clamp(min=torch.finfo(u.dtype).tiny)
         w, residual, error = torch.zeros_like(u), u, 1.0
@@ -209,3 +226,10 @@ class Gram(StructuredMatrix):
                 f"got length {len(v) if v.ndim else 'none'}, shape {tuple(v.shape)}. Row k * N + n is score k of "
                 "example n."
             )
+
+
+def _cholesky_or_none(matrix: Tensor, damping: float) -> Tensor | None:
+    shifted = matrix.clone()
+    shifted.diagonal().add_(damping)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    return None if info.item() else factor

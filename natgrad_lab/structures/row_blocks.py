@@ -14,7 +14,9 @@ from natgrad_lab.structures.base import TensorFields
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RowBlock(TensorFields):
-    """A block (R, P_l) of columns of R, known through its products."""
+    """A block (R, P_l) of columns of R, known through its products. Whether it is finite is checked by the Gram it is put in."""
+
+    _must_be_finite = False
 
     @property
     @abstractmethod
