@@ -5,7 +5,7 @@ the gradient of [W | b] is s [a; 1]ᵀ, so Jacobians, per-example gradients, Fis
 products of captured pairs. The model is left as it was: no hook, no `.grad`, no change of mode or of the random state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,51 +16,62 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from natgrad_lab.errors import NonFiniteError, UnsupportedLayerError
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
+from natgrad_lab.unrolled import unroll
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
 
 
 @dataclass(frozen=True)
+class Call:
+    """One use of a layer in the forward pass: its input (N, ..., D), detached, and where its output (N, ..., C) lies in the graph.
+
+    `edges` are several for a recurrent layer: one per time step, the steps then being the input's second dimension.
+    """
+
+    inputs: Tensor
+    edges: tuple[GradientEdge, ...]
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
 class ForwardPass:
-    """Outputs of one forward pass, the input of each layer, and the way back.
+    """Outputs of one forward pass, the calls of each recorded layer, and the way back.
 
     Attributes:
         layout: the model's parameters.
-        outputs: (N, C), detached.
-        layer_inputs: one tensor per layer of `layout.layers`, as the layer received it, detached.
+        outputs: (N, ..., C), detached.
+        calls: by layer name; a layer that was not asked for has no entry.
     """
 
     layout: ParameterLayout
-    outputs: Float[Tensor, "N C"]
-    layer_inputs: tuple[Tensor, ...]
+    outputs: Tensor
+    calls: dict[str, tuple[Call, ...]]
     _graph_outputs: Tensor
-    _edges: tuple[GradientEdge, ...]
 
-    def pull_back(self, vectors: Float[Tensor, "K N C"]) -> tuple[Tensor, ...]:
-        """Backpropagate K vectors per example, in one batched pass, to the output of every layer.
+    def pull_back(self, vectors: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """Backpropagate K vectors per example, in one batched pass, to the output of every recorded call.
 
-        Args: vectors: v at the network's outputs.
-        Returns: per layer (∂f/∂(layer output))ᵀ v, shape (K, N, ...) with the layer's own output shape after N.
+        Args: vectors: (K, N, ..., C) at the network's outputs.
+        Returns: per layer and call (∂f/∂(layer output))ᵀ v, shape (K, N, ...) with the layer's own output shape after N.
         Cost: K backward passes without weight gradients; the graph is kept for further calls.
         """
+        edges = [edge for calls in self.calls.values() for call in calls for edge in call.edges]
+        if not edges:
+            return {}
+        kept = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         if vectors.shape[0] == 1:
-            pulled = torch.autograd.grad(
-                self._graph_outputs, self._edges, vectors[0], retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            return tuple(gradient.unsqueeze(0) for gradient in pulled)
-        return torch.autograd.grad(
-            self._graph_outputs,
-            self._edges,
-            vectors,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-            is_grads_batched=True,
-        )
+            flat = [g.unsqueeze(0) for g in torch.autograd.grad(self._graph_outputs, edges, vectors[0], **kept)]
+        else:
+            flat = list(torch.autograd.grad(self._graph_outputs, edges, vectors, is_grads_batched=True, **kept))
+        pulled = {}
+        for name, calls in self.calls.items():
+            parts = [[flat.pop(0) for _ in call.edges] for call in calls]
+            pulled[name] = tuple(torch.stack(p, 2) if call.stacked else p[0] for p, call in zip(parts, calls, strict=True))
+        return pulled
 
-    def parameter_gradient(self, vectors: Float[Tensor, "N C"]) -> Float[Tensor, " P"]:
-        """Σ_n J_nᵀ v_n in the flat order, by PyTorch's own backward pass to the parameters (for checks)."""
+    def parameter_gradient(self, vectors: Tensor) -> Float[Tensor, " P"]:
+        """Σ_n J_nᵀ v_n in the flat order, by PyTorch's own backward pass to the parameters; v (N, ..., C)."""
         parameters = [parameter for layer in self.layout.layers for parameter in layer.parameters]
         gradients = torch.autograd.grad(
             self._graph_outputs, parameters, vectors, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -72,69 +83,85 @@ class ForwardPass:
         return flat
 
 
-def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> ForwardPass:
-    """Run `model` on `inputs` once and record every layer of `layout`.
+def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor, recorded: tuple[Layer, ...]) -> ForwardPass:
+    """Run `model` on `inputs` once and record every call of the layers `recorded`.
 
-    Works inside `torch.no_grad()`, with in-place activations, residual connections, and any module without parameters.
+    Works inside `torch.no_grad()`, with in-place activations, residual connections, layers called several times, and any
+    module without parameters. Recurrent modules are replaced, for this one pass, by their unrolled form.
 
     Args:
         inputs: (N, ...), at least one example, finite.
     Raises:
-        UnsupportedLayerError: a layer that runs twice or not at all; batch norm or dropout in train mode.
+        UnrecordableLayer: a recorded layer that does not run, or maps other things than one tensor to one tensor.
+        UnsupportedLayerError: batch norm or dropout in train mode.
         NonFiniteError: NaN or infinity in weights or outputs.
-        ValueError: an empty batch, NaN in inputs, a dtype or device other than the model's, outputs that are not (N, C),
-            or a shape the model does not take (with the model's own message).
+        ValueError: an empty batch, NaN in inputs, a dtype or device other than the model's, outputs that are not
+            (N, ..., C), or a shape the model does not take (with the model's own message).
     """
     refuse_inputs(layout, inputs)
     refuse_modes(model)
-    seen_inputs: dict[str, Tensor] = {}
-    edges: dict[str, GradientEdge] = {}
-    with _recording(layout, seen_inputs, edges), torch.inference_mode(False), torch.enable_grad():
+    calls: dict[str, list[Call]] = {layer.name: [] for layer in recorded}
+    with _recording(recorded, calls, inputs.shape[0]), torch.inference_mode(False), torch.enable_grad():
         outputs = _run(model, inputs.clone() if inputs.is_inference() else inputs)
     _refuse_outputs(layout, inputs, outputs)
-    for layer in layout.layers:
-        if layer.name not in edges:
-            raise UnsupportedLayerError(
-                f"layer {layer.name!r} ({type(layer.module).__name__}) did not run in the forward pass, or its weights are "
-                "used without calling it. Freeze it with requires_grad_(False), or call it in forward."
-            )
-    names = [layer.name for layer in layout.layers]
-    return ForwardPass(
-        layout,
-        outputs.detach(),
-        tuple(seen_inputs[name] for name in names),
-        outputs,
-        tuple(edges[name] for name in names),
-    )
+    for layer in recorded:
+        if not calls[layer.name]:
+            raise UnrecordableLayer(layer, "did not run in the forward pass, or its weights are used without calling it")
+    return ForwardPass(layout, outputs.detach(), {name: tuple(each) for name, each in calls.items()}, outputs)
 
 
 @contextmanager
-def _recording(layout: ParameterLayout, seen_inputs: dict, edges: dict) -> Iterator[None]:
-    """Hook every layer; a gradient edge (not the tensor) survives an in-place activation after the layer."""
+def _recording(recorded: tuple[Layer, ...], calls: dict[str, list[Call]], num_examples: int) -> Iterator[None]:
+    """Hook every module once; a gradient edge (not the tensor) survives an in-place activation after the layer."""
+    by_module: dict[int, list[Layer]] = {}
+    for layer in recorded:
+        by_module.setdefault(id(layer.module), []).append(layer)
 
-    def record(layer: Layer):
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if layer.name in edges:
-                raise UnsupportedLayerError(
-                    f"layer {layer.name!r} ({type(module).__name__}) runs more than once in one forward pass (shared "
-                    "weights). Give each use its own layer, or unroll the computation into one call."
-                )
-            if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-                raise UnsupportedLayerError(
-                    f"layer {layer.name!r} ({type(module).__name__}) does not map one tensor to one tensor, so its inputs "
-                    "cannot be recorded."
-                )
-            seen_inputs[layer.name] = args[0].detach()
-            edges[layer.name] = get_gradient_edge(output)
+    def plain(layers: list[Layer]) -> Callable:
+        def hook(module: nn.Module, args: tuple, options: dict, output: object) -> None:
+            given = [value for value in (*args, *options.values()) if value is not None]
+            if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(output, Tensor):
+                raise UnrecordableLayer(layers[0], "does not map one tensor to one tensor")
+            if given[0].shape[0] != num_examples or output.shape[0] != num_examples:
+                raise UnrecordableLayer(layers[0], f"sees {tuple(given[0].shape)}, whose first dimension is not the {num_examples} examples")
+            calls[layers[0].name].append(Call(given[0].detach(), (get_gradient_edge(output),)))
 
         return hook
 
-    handles = [layer.module.register_forward_hook(record(layer)) for layer in layout.layers]
+    def recurrent(layers: list[Layer]) -> Callable:
+        def hook(module: nn.RNNBase, args: tuple, options: dict, output: object) -> object:
+            values = dict(zip(("input", "hx"), args, strict=False)) | options
+            if not isinstance(values["input"], Tensor) or values["input"].ndim != 3:
+                raise UnrecordableLayer(layers[0], "does not see one (N, T, D) or (T, N, D) tensor")
+            if values["input"].shape[0 if module.batch_first else 1] != num_examples:
+                raise UnrecordableLayer(layers[0], "has its examples in another dimension than its batch_first says")
+            output, uses = unroll(module, values["input"], values.get("hx"))
+            name_of = {layer.parameter_names[0]: layer.name for layer in layers}
+            for use in uses:
+                edges = tuple(get_gradient_edge(product) for product in use.products)
+                calls[name_of[use.key]].append(Call(torch.stack(use.inputs, 1), edges, stacked=True))
+            return output
+
+        return hook
+
+    handles = []
+    for layers in by_module.values():
+        hook = recurrent(layers) if isinstance(layers[0].module, nn.RNNBase) else plain(layers)
+        handles.append(layers[0].module.register_forward_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class UnrecordableLayer(UnsupportedLayerError):
+    """A layer whose use cannot be recorded in this pass; its rows can still be had by the generic route."""
+
+    def __init__(self, layer: Layer, why: str):
+        """Name the layer and say why."""
+        super().__init__(f"layer {layer.name!r} ({type(layer.module).__name__}) {why}, so its inputs cannot be recorded.")
+        self.module = layer.module
 
 
 def _run(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -184,7 +211,8 @@ def refuse_modes(model: nn.Module) -> None:
                 f"layer {name!r} ({type(module).__name__}) normalizes with the statistics of the batch (train mode), so "
                 "examples have no gradient of their own. Call model.eval() first."
             )
-        if isinstance(module, _DROPOUTS) and module.training and module.p > 0:
+        chance = module.p if isinstance(module, _DROPOUTS) else getattr(module, "dropout", 0.0)
+        if isinstance(module, (_DROPOUTS, nn.RNNBase, nn.MultiheadAttention)) and module.training and chance > 0:
             raise UnsupportedLayerError(
                 f"layer {name!r} ({type(module).__name__}) drops units at random in train mode, so the Fisher is not "
                 "determined by model and data. Call model.eval() first."
@@ -204,11 +232,11 @@ def refuse_weights(layout: ParameterLayout) -> None:
 
 
 def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: Tensor) -> None:
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[0] != inputs.shape[0]:
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.shape[0] != inputs.shape[0]:
         given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"the model must return outputs of shape (N, C) with N = {inputs.shape[0]} examples; got {given}. Flatten or "
-            "pool inside the model."
+            f"the model must return one tensor of outputs, (N, C) or (N, positions, C), with N = {inputs.shape[0]} examples "
+            f"first; got {given}. Choose or reshape inside the model."
         )
     if not torch.isfinite(outputs.detach().sum()) and not torch.isfinite(outputs).all():
         refuse_weights(layout)

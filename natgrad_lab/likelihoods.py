@@ -49,6 +49,19 @@ class Likelihood(ABC):
     def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError if `targets` have no density under `outputs`."""
 
+    def positions(self, outputs: Tensor) -> Float[Tensor, "N S C"]:
+        """The model's outputs as (N, S, C): S positions of one example with C outputs each. One position unless overridden."""
+        return outputs.reshape(outputs.shape[0], 1, -1)
+
+    def from_positions(self, scores: Float[Tensor, "K N S C"], outputs: Tensor) -> Tensor:
+        """Vectors at the positions, back in the shape of the model's outputs (K, N, ...)."""
+        return scores.reshape(scores.shape[0], *outputs.shape)
+
+    def flat_targets(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Targets checked against the model's outputs, one per position: (N S,) or (N S, C)."""
+        self.validate(outputs, targets)
+        return targets.reshape(outputs.shape[0], -1)
+
     def output_fisher(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
         """Λ = S Sᵀ, the Fisher information of the outputs, per example."""
         root = self.fisher_root(outputs)
@@ -89,7 +102,7 @@ def _refuse_real_targets(name: str, outputs: Tensor, targets: Tensor) -> None:
             f"{name} needs floating-point targets; got {targets.dtype}. Convert them with targets.to({outputs.dtype})."
         )
     if not torch.isfinite(targets).all():
-        bad = int((~torch.isfinite(targets)).any(dim=1).nonzero()[0])
+        bad = int((~torch.isfinite(targets)).reshape(len(targets), -1).any(dim=1).nonzero()[0])
         raise ValueError(f"targets hold NaN or infinity (first in example {bad}). Remove or repair those examples.")
 
 
@@ -102,9 +115,30 @@ def _softmax(outputs: Tensor) -> Tensor:
 class Categorical(Likelihood):
     """One of C classes, outputs are logits: p(y | f) = softmax(f)_y. Targets: integers (N,) in 0 .. C−1.
 
+    Outputs may also have positions: logits (N, T, C) or, with `class_dim=1`, (N, C, H, W) for pictures; targets are then
+    (N, T) or (N, H, W), and log p of an example is the sum over its positions.
+
     Output Fisher diag(p) − ppᵀ, rank C − 1; root S = diag(√p) − p √pᵀ, not symmetric, whose column c is the score at
     target c times √p_c: the expectation over targets written as C vectors. [MartensGrosse2015], [Dangel2025].
     """
+
+    class_dim: int = -1
+
+    def positions(self, outputs: Tensor) -> Float[Tensor, "N S C"]:
+        """Logits with the classes last and all positions in one dimension."""
+        return outputs.movedim(self.class_dim, -1).flatten(1, -2) if outputs.ndim > 2 else outputs.unsqueeze(1)
+
+    def from_positions(self, scores: Float[Tensor, "K N S C"], outputs: Tensor) -> Tensor:
+        """Undo `positions`, K times."""
+        if outputs.ndim == 2:
+            return scores.squeeze(2)
+        moved = outputs.movedim(self.class_dim, -1).shape
+        return scores.reshape(-1, *moved).movedim(-1, self.class_dim % outputs.ndim + 1)
+
+    def flat_targets(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Classes, one per position: (N S,)."""
+        self.validate(outputs, targets)
+        return targets.reshape(-1)
 
     def nll(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, " N"]:
         """log Σ exp f − f_y."""
@@ -139,12 +173,13 @@ class Categorical(Likelihood):
         return (log_p.exp() * (log_p - other.log_softmax(-1))).sum(-1)
 
     def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        num_examples, num_classes = outputs.shape
-        if targets.shape != (num_examples,):
+        moved = outputs.movedim(self.class_dim, -1) if outputs.ndim > 2 else outputs
+        expected, num_classes = tuple(moved.shape[:-1]), moved.shape[-1]
+        if tuple(targets.shape) != expected:
             hint = " Take targets.argmax(dim=1) of one-hot rows." if targets.shape == outputs.shape else ""
+            where = "per example" if outputs.ndim == 2 else f"per position (class_dim={self.class_dim})"
             raise ValueError(
-                f"Categorical needs one class per example: targets of shape ({num_examples},); got "
-                f"{tuple(targets.shape)}.{hint}"
+                f"Categorical needs one class {where}: targets of shape {expected}; got {tuple(targets.shape)}.{hint}"
             )
         if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
             raise ValueError(f"Categorical needs integer classes; got {targets.dtype}. Convert them with targets.long().")

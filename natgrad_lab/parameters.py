@@ -15,6 +15,7 @@ from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.shapes import Float, Tensor
 
 _ROW_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_RECURRENT = nn.RNNBase
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Layer:
     """One module's trainable parameters and their place in the flat order.
 
     `shape` is that of the matrix [W | b]: rows are units (output channels), the last column is the bias if `has_bias`.
-    For a module that is no Linear or convolution, `shape` is (1, number of parameters).
+    A recurrent module has several such layers, named after the module and the weight: `lstm.ih_l0`, `lstm.hh_l0`, ...
+    For a module that is no Linear, convolution or recurrent one, `has_rows` is False, the parameters follow each other
+    as they are, and `shape` is (1, number of parameters).
     """
 
     name: str
@@ -31,6 +34,8 @@ class Layer:
     shape: tuple[int, int]
     has_bias: bool
     parameter_names: tuple[str, ...]
+    has_rows: bool = True
+    module_name: str = ""
 
     @property
     def size(self) -> int:
@@ -41,11 +46,6 @@ class Layer:
     def slice(self) -> slice:
         """Where the layer lies in the flat order."""
         return slice(self.start, self.start + self.size)
-
-    @property
-    def has_rows(self) -> bool:
-        """Whether the flat order is that of a matrix [W | b] (else the parameters follow each other as they are)."""
-        return isinstance(self.module, _ROW_LAYERS)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -78,8 +78,8 @@ class ParameterLayout:
             if own or parametrize.is_parametrized(module):
                 _refuse_module(name, module, own, owners)
             trainable = tuple(key for key, parameter in own.items() if parameter.requires_grad)
-            if trainable:
-                layers.append(_layer(name, module, start, trainable))
+            for piece in _pieces(name, module, trainable):
+                layers.append(_layer(name, module, start, *piece))
                 start += layers[-1].size
         if not layers:
             raise UnsupportedLayerError(
@@ -145,7 +145,7 @@ class ParameterLayout:
         for (_, view), key in zip(_views(layer, places), layer.parameter_names, strict=True):
             hit = (view == index - layer.start).nonzero()
             if len(hit):
-                return f"{layer.name}.{key}[{','.join(str(int(i)) for i in hit[0])}]".lstrip(".")
+                return f"{layer.module_name}.{key}[{','.join(str(int(i)) for i in hit[0])}]".lstrip(".")
         raise AssertionError("a layer's views cover its slice")
 
     def _checked(self, vector: Tensor) -> Tensor:
@@ -155,26 +155,39 @@ class ParameterLayout:
 
 
 def _views(layer: Layer, flat: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each parameter of `layer` with its view of the layer's slice `flat` of a vector."""
+    """Each parameter of `layer`, weight first, with its view of the layer's slice `flat` of a vector."""
     if layer.has_rows:
-        rows = flat.view(layer.shape)
-        weight = (layer.module.weight, rows[:, : layer.shape[1] - layer.has_bias].view(layer.module.weight.shape))
-        return [weight, (layer.module.bias, rows[:, -1])] if layer.has_bias else [weight]
+        rows, weight = flat.view(layer.shape), layer.parameters[0]
+        pair = (weight, rows[:, : layer.shape[1] - layer.has_bias].view(weight.shape))
+        return [pair, (layer.parameters[1], rows[:, -1])] if layer.has_bias else [pair]
     pieces = flat.split([parameter.numel() for parameter in layer.parameters])
     return [(p, piece.view(p.shape)) for p, piece in zip(layer.parameters, pieces, strict=True)]
 
 
-def _layer(name: str, module: nn.Module, start: int, trainable: tuple[str, ...]) -> Layer:
-    size = sum(getattr(module, key).numel() for key in trainable)
+def _pieces(name: str, module: nn.Module, trainable: tuple[str, ...]) -> list[tuple[str, tuple[str, ...], bool]]:
+    """Layers of a module: (name, parameters, whether they are a matrix [W | b])."""
+    if not trainable:
+        return []
+    if isinstance(module, _RECURRENT) and not module.proj_size and len(trainable) == len(list(module._parameters)):
+        weights = [key for key in trainable if key.startswith("weight")]
+        pairs = [(key, key.replace("weight", "bias")) if module.bias else (key,) for key in weights]
+        return [(f"{name}.{pair[0].removeprefix('weight_')}".lstrip("."), pair, True) for pair in pairs]
     if not isinstance(module, _ROW_LAYERS):
-        return Layer(name, module, start, (1, size), False, trainable)
+        return [(name, trainable, False)]
     if "weight" not in trainable or not {"weight", "bias"}.issuperset(trainable):
         raise UnsupportedLayerError(
             f"layer {name!r} ({type(module).__name__}) trains {', '.join(trainable)} but not just its weight or its "
             f"weight and bias. Freeze the rest as well, or train the weight: model.get_submodule({name!r})"
             ".requires_grad_(...)."
         )
-    return Layer(name, module, start, (module.weight.shape[0], size // module.weight.shape[0]), len(trainable) == 2, trainable)
+    return [(name, trainable, True)]
+
+
+def _layer(module_name: str, module: nn.Module, start: int, name: str, keys: tuple[str, ...], has_rows: bool) -> Layer:
+    parameters = [getattr(module, key) for key in keys]
+    size = sum(parameter.numel() for parameter in parameters)
+    rows = parameters[0].shape[0] if has_rows else 1
+    return Layer(name, module, start, (rows, size // rows), has_rows and len(keys) == 2, keys, has_rows, module_name)
 
 
 def _refuse_module(name: str, module: nn.Module, own: dict[str, nn.Parameter], owners: dict[int, str]) -> None:

@@ -5,7 +5,7 @@ from natgrad_lab.fisher.dense import dense_fisher
 from natgrad_lab.fisher.diagonal import diagonal_fisher
 from natgrad_lab.fisher.gram import gram_fisher
 from natgrad_lab.fisher.kfac import kfac_fisher
-from natgrad_lab.fisher.layers import kronecker_factors, row_block
+from natgrad_lab.fisher.layers import row_block
 from natgrad_lab.fisher.natural_gradient import ExactDirection, natural_gradient
 from natgrad_lab.fisher.scores import FISHER_TYPES, output_scores, score_pass
 
@@ -27,7 +27,6 @@ __all__ = [
     "diagonal_fisher",
     "gram_fisher",
     "kfac_fisher",
-    "kronecker_factors",
     "natural_gradient",
     "output_scores",
     "row_block",

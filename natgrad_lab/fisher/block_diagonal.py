@@ -31,4 +31,5 @@ def block_diagonal_fisher(
 
 def block_diagonal_from_scores(scores: ScorePass) -> BlockDiagonal:
     """`block_diagonal_fisher` from a pass already made."""
-    return BlockDiagonal(tuple(Dense(contract([layer.rows])) for layer in scores.layers))
+    blocks = (Dense(contract([layer.rows], scores.num_examples)) for layer in scores.layers)
+    return BlockDiagonal(tuple(blocks), note=scores.note)

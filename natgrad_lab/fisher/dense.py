@@ -14,7 +14,7 @@ from torch import nn
 from natgrad_lab.fisher.scores import ScorePass, score_pass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.shapes import Float, Tensor
-from natgrad_lab.structures import Dense, KhatriRaoRows
+from natgrad_lab.structures import Dense, KhatriRaoRows, RowBlock
 
 _WORKSPACE = 2**26  # numbers in the workspace Z (256 MB in float32): longer batches are split
 
@@ -48,15 +48,27 @@ def dense_fisher(
 
 def dense_from_scores(scores: ScorePass, out: Tensor | None = None) -> Dense:
     """`dense_fisher` from a pass already made."""
-    return Dense(contract([layer.rows for layer in scores.layers], out))
+    return Dense(contract([layer.rows for layer in scores.layers], scores.num_examples, out), note=scores.note)
 
 
-def contract(blocks: list[KhatriRaoRows], out: Tensor | None = None) -> Float[Tensor, "P P"]:
-    """RᵀR / N for rows r_kn = [s_1kn ⊗ x_1n, s_2kn ⊗ x_2n, ...] given by layer, without forming them."""
-    first = blocks[0].inputs
-    num_examples = first.shape[0]
-    dim = sum(block.inputs.shape[1] * block.scores.shape[2] for block in blocks)
-    matrix = _buffer(out, dim, first)
+def contract(blocks: list[RowBlock], num_examples: int, out: Tensor | None = None) -> Float[Tensor, "P P"]:
+    """RᵀR / N for rows given by layer: over the scores first where every layer has one position, else from formed rows."""
+    dim = sum(block.shape[1] for block in blocks)
+    _, like = next(blocks[0].tensors())
+    matrix = _buffer(out, dim, like)
+    if all(isinstance(block, KhatriRaoRows) for block in blocks):
+        return _contract_scores(blocks, num_examples, matrix)
+    chunk = max(1, _WORKSPACE // dim)
+    matrix.zero_()
+    for start in range(0, blocks[0].shape[0], chunk):
+        rows = torch.cat([block.rows(start, start + chunk) for block in blocks], dim=1)
+        torch.addmm(matrix, rows.T, rows, alpha=1 / num_examples, out=matrix)
+    return matrix
+
+
+def _contract_scores(blocks: list[KhatriRaoRows], num_examples: int, matrix: Tensor) -> Tensor:
+    """RᵀR / N for rows r_kn = [s_1kn ⊗ x_1n, s_2kn ⊗ x_2n, ...], without forming them."""
+    dim = len(matrix)
     chunk = max(1, _WORKSPACE // dim)
     for start in range(0, num_examples, chunk):
         part = slice(start, start + chunk)

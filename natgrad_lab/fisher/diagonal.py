@@ -31,5 +31,4 @@ def diagonal_fisher(
 
 def diagonal_from_scores(scores: ScorePass) -> Diagonal:
     """`diagonal_fisher` from a pass already made."""
-    squares = [layer.rows.scores.square().sum(0).T @ layer.rows.inputs.square() for layer in scores.layers]
-    return Diagonal(torch.cat([square.flatten() for square in squares]) / scores.num_examples)
+    return Diagonal(torch.cat([layer.rows.diagonal() for layer in scores.layers]) / scores.num_examples, note=scores.note)

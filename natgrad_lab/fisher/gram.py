@@ -6,7 +6,7 @@ from torch import nn
 from natgrad_lab.fisher.scores import ScorePass, score_pass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.shapes import Tensor
-from natgrad_lab.structures import Gram, KhatriRaoRows
+from natgrad_lab.structures import Gram
 
 
 def gram_fisher(
@@ -32,4 +32,4 @@ def gram_fisher(
 def gram_from_scores(scores: ScorePass) -> Gram:
     """`gram_fisher` from a pass already made."""
     root = scores.num_examples**0.5
-    return Gram(tuple(KhatriRaoRows(layer.rows.inputs, layer.rows.scores / root) for layer in scores.layers))
+    return Gram(tuple(layer.rows.scaled(1 / root) for layer in scores.layers), note=scores.note)

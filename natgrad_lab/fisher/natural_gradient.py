@@ -27,7 +27,7 @@ from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.linalg import cg, check_damping, cholesky_solve, damped_cholesky
 from natgrad_lab.names import known
 from natgrad_lab.shapes import Float, Tensor
-from natgrad_lab.structures import Gram
+from natgrad_lab.structures import Gram, KhatriRaoRows
 
 ROUTES = ("dense", "gram", "cg")
 _LARGEST = 2**29  # numbers in a matrix that is formed: 2 GiB in float32
@@ -84,20 +84,20 @@ def natural_gradient(
     """
     check_damping(damping)
     scores = score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator, loss_targets=targets)
-    return ExactFisher(scores, likelihood, targets, route).solve(damping)
+    return ExactFisher(scores, likelihood, route).solve(damping)
 
 
 class ExactFisher:
     """The exact Fisher of one pass, ready to be inverted at any damping: what is formed is kept."""
 
-    def __init__(self, scores: ScorePass, likelihood: Likelihood, targets: Tensor, route: str | None = None):
+    def __init__(self, scores: ScorePass, likelihood: Likelihood, route: str | None = None):
         """Choose the route; nothing is computed yet."""
         if route is not None:
             known(route, ROUTES, "route")
         self.scores = scores
         self.gradient = scores.gradient()
         self.route = route or cheapest_route(scores)
-        self._likelihood, self._targets = likelihood, targets
+        self._likelihood = likelihood
 
     @cached_property
     def gram(self) -> Gram:
@@ -114,19 +114,20 @@ class ExactFisher:
     @cached_property
     def matrix(self) -> Float[Tensor, "P P"]:
         """F, formed (dense route)."""
-        return contract([layer.rows for layer in self.scores.layers])
+        return contract([layer.rows for layer in self.scores.layers], self.scores.num_examples)
 
     @cached_property
     def coordinates(self) -> Float[Tensor, " R"] | None:
         """u with gradient = Rᵀu, in float64; None where the gradient is outside the range of Rᵀ or u overflows."""
-        outputs = self.scores.outputs.double()
-        root = self.scores.num_examples**0.5
+        num_examples, root = self.scores.num_examples, self.scores.num_examples**0.5
+        outputs = self.scores.outputs.double()  # (N, S, C)
         if self.scores.fisher_type == "empirical":
-            return outputs.new_full((self.scores.num_examples,), -1.0 / root)
+            return outputs.new_full((num_examples,), -1.0 / root)
         if self.scores.fisher_type == "monte_carlo":
             return None
-        score = self._likelihood.score(outputs, self._targets)
-        u = -self._likelihood.root_coordinates(outputs, score).T.flatten() / root
+        loss_scores = self.scores.loss_scores.double().flatten(0, 1)
+        coordinates = self._likelihood.root_coordinates(outputs.flatten(0, 1), loss_scores).view_as(outputs)
+        u = -coordinates.permute(1, 2, 0).flatten() / root  # score k = (position, output), k-major
         if not torch.isfinite(u).all():
             return None
         off = torch.linalg.vector_norm(self.rows.rmatmul(u) - self.gradient.double())
@@ -186,8 +187,9 @@ def cheapest_route(scores: ScorePass) -> str:
     """Of the routes whose matrix may be formed, the one with the fewest operations; "cg" if there is none."""
     num_examples, rows = scores.num_examples, scores.num_examples * scores.num_scores
     dim = scores.layout.dim
-    widths = sum(r.rows.inputs.shape[1] / scores.num_scores**2 + r.rows.scores.shape[2] for r in scores.layers)
-    operations = {"dense": num_examples * dim**2 + dim**3 / 3, "gram": rows**2 * widths + rows**3 / 3}
+    single = all(isinstance(layer.rows, KhatriRaoRows) for layer in scores.layers)
+    gram = sum(layer.rows.gram_flops for layer in scores.layers)
+    operations = {"dense": (num_examples if single else 2 * rows) * dim**2 + dim**3 / 3, "gram": gram + rows**3 / 3}
     sizes = {"dense": dim**2, "gram": rows**2}
     feasible = [route for route in operations if sizes[route] <= _LARGEST]
     return min(feasible, key=operations.get) if feasible else "cg"

@@ -10,41 +10,54 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from natgrad_lab.derivatives import ForwardPass, forward_pass, refuse_weights
+from natgrad_lab.derivatives import ForwardPass, UnrecordableLayer, forward_pass, refuse_weights
 from natgrad_lab.errors import UnsupportedLayerError
-from natgrad_lab.fisher.layers import row_block, rule_for
+from natgrad_lab.fisher.generic import generic_rows
+from natgrad_lab.fisher.layers import rule_for
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.names import known
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
-from natgrad_lab.structures import KhatriRaoRows
+from natgrad_lab.structures import RowBlock
 
 FISHER_TYPES = ("exact", "monte_carlo", "empirical")
 
 
 def output_scores(
     likelihood: Likelihood,
-    outputs: Float[Tensor, "N C"],
+    outputs: Float[Tensor, "N S C"],
     fisher_type: str = "exact",
     targets: Tensor | None = None,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
-) -> Float[Tensor, "K N C"]:
-    """Vectors s_k with Σ_k s_k s_kᵀ = the output Fisher of each example.
+) -> Float[Tensor, "K N S C"]:
+    """Vectors s_k with Σ_k s_k s_kᵀ = the output Fisher of each example, at its S positions (S = 1 for plain outputs).
+
+    Positions are independent given the outputs, so the output Fisher is block-diagonal over them.
 
     Args:
-        fisher_type: "exact": the C columns of the likelihood's root, K = C. "monte_carlo": scores at `num_samples` targets
-            drawn from the model, divided by √num_samples; right in expectation. "empirical": the score at the observed
-            target, K = 1; not the Fisher, and zero where the model fits its data.
-        targets: needed, and used, for "empirical" only.
+        fisher_type: "exact": the columns of the likelihood's root at every position, K = S C. "monte_carlo": scores at
+            `num_samples` targets drawn from the model, divided by √num_samples; right in expectation. "empirical": the
+            score at the observed target, K = 1; not the Fisher, and zero where the model fits its data.
+        targets: (N S, ...) needed, and used, for "empirical" only.
         generator: for "monte_carlo"; without one, samples come from a new generator with seed 0.
     """
+    num_examples, positions, num_outputs = outputs.shape
+    flat = outputs.flatten(0, 1)
     if fisher_type == "exact":
-        return likelihood.fisher_root(outputs).permute(2, 0, 1)
+        columns = likelihood.fisher_root(flat).permute(2, 0, 1).reshape(num_outputs, num_examples, positions, num_outputs)
+        if positions == 1:
+            return columns
+        scores = outputs.new_zeros(positions, num_outputs, num_examples, positions, num_outputs)
+        for s in range(positions):
+            scores[s, :, :, s] = columns[:, :, s]
+        return scores.flatten(0, 1)
     if fisher_type == "monte_carlo":
-        samples = likelihood.sample(outputs, num_samples, generator)
-        return torch.stack([likelihood.score(outputs, sample) for sample in samples]) / num_samples**0.5
-    return likelihood.score(outputs, targets).unsqueeze(0)
+        samples = likelihood.sample(flat, num_samples, generator)
+        scores = torch.stack([likelihood.score(flat, sample) for sample in samples]) / num_samples**0.5
+    else:
+        scores = likelihood.score(flat, targets).unsqueeze(0)
+    return scores.unflatten(1, (num_examples, positions))
 
 
 @dataclass(frozen=True)
@@ -52,8 +65,8 @@ class LayerRows:
     """One layer's rows of Sᵀ J (K, N) and, if targets of a loss were given, of the loss."""
 
     layer: Layer
-    rows: KhatriRaoRows
-    loss_rows: KhatriRaoRows | None
+    rows: RowBlock
+    loss_rows: RowBlock | None
 
 
 @dataclass(frozen=True)
@@ -61,26 +74,26 @@ class ScorePass:
     """Everything estimators and steps need of one batch: one forward and one batched backward pass.
 
     Attributes:
-        outputs: (N, C).
+        outputs: (N, S, C): at S positions per example, 1 for plain outputs.
         layers: rows of Sᵀ J by layer, in the flat order.
-        loss: mean nll at the loss targets, in nats; None without them.
+        loss, loss_scores: mean over examples of the nll, summed over positions, in nats; None without loss targets.
+        num_scores: K, vectors per example.
+        note: which layers were taken by the generic route, and what that cost; "" if none.
     """
 
     layout: ParameterLayout
     fisher_type: str
-    outputs: Float[Tensor, "N C"]
+    outputs: Float[Tensor, "N S C"]
     layers: tuple[LayerRows, ...]
     loss: Float[Tensor, ""] | None
+    loss_scores: Float[Tensor, "N S C"] | None
+    num_scores: int
+    note: str = ""
 
     @property
     def num_examples(self) -> int:
         """N."""
         return self.outputs.shape[0]
-
-    @property
-    def num_scores(self) -> int:
-        """K, vectors per example."""
-        return self.layers[0].rows.scores.shape[0]
 
     def gradient(self) -> Float[Tensor, " P"]:
         """Of the mean loss, in the flat order: −(1/N) Σ_n J_nᵀ score_n."""
@@ -102,6 +115,8 @@ def score_pass(
 ) -> ScorePass:
     """Run the network once on `inputs` and backpropagate the scores of `fisher_type` (and of the loss) to every layer.
 
+    Layers without a rule, or used in a way that cannot be recorded, take the generic route (`note` says so).
+
     Args:
         inputs: (N, ...). targets, num_samples, generator: as in `output_scores`.
         loss_targets: with them the loss and its gradient come from the same pass.
@@ -112,33 +127,70 @@ def score_pass(
     """
     _refuse_choice(likelihood, fisher_type, targets, num_samples)
     layout = ParameterLayout(model)
-    rules = [rule_for(row_block, layer) for layer in layout.layers]
     if verify:
         refuse_weights(layout)
-    passed = forward_pass(model, layout, inputs)
-    for given in (targets, loss_targets):
-        if given is not None:
-            likelihood.validate(passed.outputs, given)
-    scores = output_scores(likelihood, passed.outputs, fisher_type, targets, num_samples, generator)
-    loss = None
+    passed, generic = _recorded_pass(model, layout, inputs)
+    outputs = likelihood.positions(passed.outputs)  # (N, S, C)
+    fisher_targets, loss_targets = (
+        None if given is None else likelihood.flat_targets(passed.outputs, given) for given in (targets, loss_targets)
+    )
+    scores = output_scores(likelihood, outputs, fisher_type, fisher_targets, num_samples, generator)
+    loss, loss_scores, first, num_scores = None, None, 0, scores.shape[0]
     if loss_targets is not None:
-        loss = likelihood.nll(passed.outputs, loss_targets).mean()
-        scores = torch.cat([likelihood.score(passed.outputs, loss_targets).unsqueeze(0), scores])
-    pulled = passed.pull_back(scores)
-    first = 0 if loss_targets is None else 1
-    layers = []
-    for layer, rule, layer_inputs, layer_scores in zip(layout.layers, rules, passed.layer_inputs, pulled, strict=True):
-        rows = rule(layer.module, layer, layer_inputs, layer_scores)
-        loss_rows = KhatriRaoRows(rows.inputs, rows.scores[:1]) if first else None
-        layers.append(LayerRows(layer, KhatriRaoRows(rows.inputs, rows.scores[first:]), loss_rows))
+        flat, first = outputs.flatten(0, 1), 1
+        loss = likelihood.nll(flat, loss_targets).sum() / len(outputs)
+        loss_scores = likelihood.score(flat, loss_targets).view_as(outputs)
+        scores = torch.cat([loss_scores.unsqueeze(0), scores])
+    vectors = likelihood.from_positions(scores, passed.outputs)
+    blocks = captured_rows(passed, vectors)
     if verify:
         refuse_hidden_uses(passed)
         refuse_mixed_examples(model, inputs, passed.outputs)
-    return ScorePass(layout, fisher_type, passed.outputs, tuple(layers), loss)
+    blocks |= generic_rows(model, generic, inputs, vectors)
+    layers = tuple(
+        LayerRows(layer, blocks[layer.name].select(first, None), blocks[layer.name].select(0, 1) if first else None)
+        for layer in layout.layers
+    )
+    note = _note(generic, len(inputs), len(vectors))
+    return ScorePass(layout, fisher_type, outputs, layers, loss, loss_scores, num_scores, note)
+
+
+def _recorded_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> tuple[ForwardPass, tuple[Layer, ...]]:
+    """A pass that records every layer with a rule that can be recorded, and the other layers."""
+    recorded = [layer for layer in layout.layers if rule_for(layer) is not None]
+    while True:
+        try:
+            passed = forward_pass(model, layout, inputs, tuple(recorded))
+        except UnrecordableLayer as error:
+            recorded = [layer for layer in recorded if layer.module is not error.module]
+        else:
+            return passed, tuple(layer for layer in layout.layers if layer not in recorded)
+
+
+def _note(generic: tuple[Layer, ...], num_examples: int, num_vectors: int) -> str:
+    if not generic:
+        return ""
+    names = ", ".join(f"{layer.name!r} ({type(layer.module).__name__})" for layer in generic)
+    return (
+        f"no rule covers {names}: generic route, {num_examples} forward and {num_examples * num_vectors} backward passes, "
+        f"{num_vectors * num_examples * sum(layer.size for layer in generic):,} numbers"
+    )
+
+
+def captured_rows(passed: ForwardPass, vectors: Tensor) -> dict[str, RowBlock]:
+    """Rows of every recorded layer for `vectors` (K, N, ...) at the outputs; calls of one layer are summed."""
+    blocks: dict[str, RowBlock] = {}
+    pulled = passed.pull_back(vectors)
+    for layer in passed.layout.layers:
+        rule = rule_for(layer)
+        for call, scores in zip(passed.calls.get(layer.name, ()), pulled.get(layer.name, ()), strict=True):
+            rows = rule(layer.module, layer, call.inputs, scores)
+            blocks[layer.name] = blocks[layer.name].merge(rows) if layer.name in blocks else rows
+    return blocks
 
 
 def refuse_hidden_uses(passed: ForwardPass) -> None:
-    """Raise if a layer's parameters act on the outputs in other ways than through the layer's own call.
+    """Raise if a recorded layer's parameters act on the outputs in other ways than through the layer's own calls.
 
     Compares PyTorch's gradient of one random combination of the outputs with the product of captured inputs and scores.
     The bound is the square root of the machine precision, relative to the largest entry: far above rounding (sums of N
@@ -150,11 +202,12 @@ def refuse_hidden_uses(passed: ForwardPass) -> None:
     expected = passed.parameter_gradient(vectors)
     ones = outputs.new_ones(outputs.shape[0])
     scale = float(expected.abs().max())
-    for layer, inputs, scores in zip(
-        passed.layout.layers, passed.layer_inputs, passed.pull_back(vectors.unsqueeze(0)), strict=True
-    ):
-        captured = rule_for(row_block, layer)(layer.module, layer, inputs, scores).rmatmul(ones)
-        if float((captured - expected[layer.slice]).abs().max()) > scale * torch.finfo(outputs.dtype).eps ** 0.5:
+    captured = captured_rows(passed, vectors.unsqueeze(0))
+    for layer in passed.layout.layers:
+        if layer.name not in captured:
+            continue
+        off = captured[layer.name].rmatmul(ones) - expected[layer.slice]
+        if float(off.abs().max()) > scale * torch.finfo(outputs.dtype).eps ** 0.5:
             raise UnsupportedLayerError(
                 f"the parameters of layer {layer.name!r} ({type(layer.module).__name__}) act on the outputs in another way "
                 "too (tied weights: used as a plain tensor elsewhere in forward, or in a hook). Give each use its own "
@@ -171,7 +224,7 @@ def refuse_mixed_examples(model: nn.Module, inputs: Tensor, outputs: Tensor) -> 
     with torch.no_grad(), torch.random.fork_rng(devices):
         alone = model(inputs[:half].clone())
     bound = torch.finfo(outputs.dtype).eps ** 0.5 * float(outputs.abs().max())
-    if float((alone - outputs[:half]).abs().max()) > bound:
+    if alone.shape != outputs[:half].shape or float((alone - outputs[:half]).abs().max()) > bound:
         raise UnsupportedLayerError(
             "the model's outputs for an example change with the rest of the batch, or at random, so examples have no "
             "gradient of their own. Call model.eval(), or remove what mixes examples (batch statistics, sampling)."

@@ -63,7 +63,7 @@ class FlatOptimizer(Optimizer):
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
     @abstractmethod
-    def _direction(self, gradient: Tensor, scores: ScorePass, targets: Tensor, damping: float, phases: dict) -> Direction:
+    def _direction(self, gradient: Tensor, scores: ScorePass, damping: float, phases: dict) -> Direction:
         """Turn the gradient of the pass into a direction."""
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class FlatOptimizer(Optimizer):
         known |= {"loss": loss, "grad_norm": float(torch.linalg.vector_norm(gradient))}
         if not math.isfinite(known["grad_norm"] + loss):
             return StepRecord(status="diverged", message=f"loss {loss}, gradient norm {known['grad_norm']}", **known)
-        direction = self._direction(gradient, scores, targets, damping, phases)
+        direction = self._direction(gradient, scores, damping, phases)
         update = -self._lr_vector(scores) * direction.vector
         slope, curvature = float(gradient @ update), float(update @ (-self._lr_vector(scores) * direction.fisher_product))
         if self.max_kl is not None and curvature / 2 > self.max_kl:

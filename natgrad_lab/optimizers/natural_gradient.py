@@ -68,7 +68,7 @@ class NaturalGradient(FlatOptimizer):
         self.inverse: StructuredMatrix | None = None
         self._refreshes, self._inverted_damping = 0, None
 
-    def _direction(self, gradient: Tensor, scores: ScorePass, targets: Tensor, damping: float, phases: dict) -> Direction:
+    def _direction(self, gradient: Tensor, scores: ScorePass, damping: float, phases: dict) -> Direction:
         started = time.perf_counter()
         if self.num_steps % self.estimate.update_every == 0:
             self._refresh(scores)
@@ -111,9 +111,9 @@ class ExactNaturalGradient(FlatOptimizer):
         self.fisher_type = fisher_type
         self.solution = None
 
-    def _direction(self, gradient: Tensor, scores: ScorePass, targets: Tensor, damping: float, phases: dict) -> Direction:
+    def _direction(self, gradient: Tensor, scores: ScorePass, damping: float, phases: dict) -> Direction:
         started = time.perf_counter()
-        self.solution = ExactFisher(scores, self.likelihood, targets).solve(damping)
+        self.solution = ExactFisher(scores, self.likelihood).solve(damping)
         phases["solve"] = time.perf_counter() - started
         direction = self.solution.direction
         return Direction(direction, self.solution.gradient - damping * direction)

@@ -10,18 +10,22 @@ from natgrad_lab.structures.kronecker import Kronecker, factored_tikhonov, pi_tr
 from natgrad_lab.structures.low_rank import LowRank
 from natgrad_lab.structures.restore import from_state
 from natgrad_lab.structures.row_blocks import DenseRows, KhatriRaoRows, RowBlock
+from natgrad_lab.structures.shared_rows import ConcatRows, EmbeddingRows, SharedRows
 
 __all__ = [
     "BlockDiagonal",
+    "ConcatRows",
     "Dense",
     "DenseRows",
     "Diagonal",
     "EigenKronecker",
+    "EmbeddingRows",
     "Gram",
     "KhatriRaoRows",
     "Kronecker",
     "LowRank",
     "RowBlock",
+    "SharedRows",
     "StructuredMatrix",
     "factored_tikhonov",
     "from_state",

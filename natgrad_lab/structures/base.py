@@ -189,4 +189,6 @@ def _shapes(value) -> str:
     if isinstance(value, tuple):
         names = [type(part).__name__ for part in value]
         return " + ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
-    return repr(value) if isinstance(value, TensorFields) else str(tuple(value.shape))
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    return repr(value)

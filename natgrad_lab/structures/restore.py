@@ -9,10 +9,14 @@ from natgrad_lab.structures.gram import Gram
 from natgrad_lab.structures.kronecker import Kronecker
 from natgrad_lab.structures.low_rank import LowRank
 from natgrad_lab.structures.row_blocks import DenseRows, KhatriRaoRows
+from natgrad_lab.structures.shared_rows import ConcatRows, EmbeddingRows, SharedRows
 
 KINDS = {
     kind.__name__: kind
-    for kind in (BlockDiagonal, Dense, DenseRows, Diagonal, EigenKronecker, Gram, KhatriRaoRows, Kronecker, LowRank)
+    for kind in (
+        *(BlockDiagonal, Dense, Diagonal, EigenKronecker, Gram, Kronecker, LowRank),
+        *(ConcatRows, DenseRows, EmbeddingRows, KhatriRaoRows, SharedRows),
+    )
 }
 
 

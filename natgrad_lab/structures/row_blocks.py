@@ -43,6 +43,23 @@ class RowBlock(TensorFields):
     def diagonal(self) -> Float[Tensor, " P"]:
         """Diagonal of BᵀB: the squared norms of the columns."""
 
+    @abstractmethod
+    def scaled(self, factor: float) -> "RowBlock":
+        """The block times a number."""
+
+    @abstractmethod
+    def select(self, start: int, stop: int | None) -> "RowBlock":
+        """The rows that belong to scores start to stop."""
+
+    @abstractmethod
+    def merge(self, other: "RowBlock") -> "RowBlock":
+        """The sum of two blocks of the same parameters: a layer called twice for one example."""
+
+    @property
+    def gram_flops(self) -> int:
+        """Operations of `add_gram`, for choosing a route."""
+        return self.shape[0] ** 2 * self.shape[1]
+
     def gram(self) -> Float[Tensor, "R R"]:
         """B Bᵀ."""
         out = torch.zeros(self.shape[0], self.shape[0], dtype=self.dtype, device=self.device)
@@ -115,18 +132,43 @@ class KhatriRaoRows(RowBlock):
         """Squared norms of the columns."""
         return (self.scores.square().sum(0).mT @ self.inputs.square()).flatten()
 
+    @property
+    def gram_flops(self) -> int:
+        """Half of K² N² C for the scores, N² D for the inputs."""
+        K, N, C = self.scores.shape
+        return (K * N) ** 2 * C + N**2 * self.inputs.shape[1]
+
+    def scaled(self, factor: float) -> "KhatriRaoRows":
+        """The block times a number."""
+        return KhatriRaoRows(self.inputs, self.scores * factor)
+
+    def select(self, start: int, stop: int | None) -> "KhatriRaoRows":
+        """The rows that belong to scores start to stop."""
+        return KhatriRaoRows(self.inputs, self.scores[start:stop])
+
+    def merge(self, other: "RowBlock") -> "RowBlock":
+        """Two calls are two positions of a shared layer."""
+        from natgrad_lab.structures.shared_rows import SharedRows  # which builds on this module
+
+        one, two = (SharedRows(b.inputs.unsqueeze(1), b.scores.unsqueeze(2)) if isinstance(b, KhatriRaoRows) else b for b in (self, other))
+        return one.merge(two)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DenseRows(RowBlock):
     """Rows stored whole, for parameters whose gradients have no product form."""
 
     matrix: Float[Tensor, "R P"]
+    num_scores: int = 1
 
     def __post_init__(self):
-        """Refuse what is not a matrix."""
+        """Refuse what is not a matrix, or does not hold whole scores."""
         super().__post_init__()
-        if self.matrix.ndim != 2 or 0 in self.matrix.shape:
-            raise ValueError(f"DenseRows needs a matrix (R, P) with no size 0; got shape {tuple(self.matrix.shape)}.")
+        if self.matrix.ndim != 2 or 0 in self.matrix.shape or self.matrix.shape[0] % self.num_scores:
+            raise ValueError(
+                f"DenseRows needs a matrix (R, P) with no size 0 and R a multiple of num_scores = {self.num_scores}; got "
+                f"shape {tuple(self.matrix.shape)}."
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -152,6 +194,20 @@ class DenseRows(RowBlock):
     def diagonal(self) -> Float[Tensor, " P"]:
         """Squared norms of the columns."""
         return self.matrix.square().sum(0)
+
+    def scaled(self, factor: float) -> "DenseRows":
+        """The block times a number."""
+        return DenseRows(self.matrix * factor, self.num_scores)
+
+    def select(self, start: int, stop: int | None) -> "DenseRows":
+        """The rows that belong to scores start to stop."""
+        chosen = range(self.num_scores)[start:stop]
+        num_examples = len(self.matrix) // self.num_scores
+        return DenseRows(self.matrix[chosen.start * num_examples : chosen.stop * num_examples], len(chosen))
+
+    def merge(self, other: "DenseRows") -> "DenseRows":
+        """The sum of two blocks of the same parameters."""
+        return DenseRows(self.matrix + other.matrix, self.num_scores)
 
 
 def mirror_upper(matrix: Float[Tensor, "R R"], width: int = 256) -> Float[Tensor, "R R"]:

@@ -1,0 +1,70 @@
+"""Rows of layers without a rule: per-example gradients of the whole model, exact for anything that treats examples alone.
+
+The first choice is `torch.func`: one vectorized reverse pass for a chunk of examples. Where that cannot go (a fused
+recurrent call, control flow on values, an in-place operation), one example at a time.
+"""
+
+import torch
+from torch import nn
+from torch.func import functional_call, vjp, vmap
+
+from natgrad_lab.parameters import Layer
+from natgrad_lab.shapes import Tensor
+from natgrad_lab.structures import DenseRows
+
+_CHUNK = 2**26  # numbers in the gradients of one vectorized chunk
+
+
+@torch.no_grad()  # of the parameters that are not asked for; torch.func differentiates all the same
+def generic_rows(model: nn.Module, layers: tuple[Layer, ...], inputs: Tensor, vectors: Tensor) -> dict[str, DenseRows]:
+    """Rows (K N, P_l) of every layer in `layers`: gradients of v_knᵀ f(x_n) by its parameters.
+
+    Args: inputs: (N, ...). vectors: (K, N, ...) at the outputs.
+    Cost: N forward and K N backward passes of the model, vectorized where it can be; K N P_l numbers.
+    """
+    if not layers:
+        return {}
+    names = [f"{layer.module_name}.{key}".lstrip(".") for layer in layers for key in layer.parameter_names]
+    parameters = {name: model.get_parameter(name).detach() for name in names}
+    size = vectors.shape[0] * sum(p.numel() for p in parameters.values())
+    chunk = max(1, _CHUNK // size)
+    try:
+        pieces = [
+            _vectorized(model, parameters, inputs[start : start + chunk], vectors[:, start : start + chunk])
+            for start in range(0, len(inputs), chunk)
+        ]
+    except (RuntimeError, NotImplementedError, ValueError):
+        pieces = [_one_example(model, names, inputs[n : n + 1], vectors[:, n : n + 1]) for n in range(len(inputs))]
+    gradients = {name: torch.cat([piece[name] for piece in pieces], dim=1) for name in names}  # (K, N, ...)
+    return {layer.name: _layer_rows(layer, gradients) for layer in layers}
+
+
+def _vectorized(model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+    def gradients_of_one(x: Tensor, v: Tensor) -> dict[str, Tensor]:
+        def outputs(p: dict[str, Tensor]) -> Tensor:
+            return functional_call(model, p, (x.unsqueeze(0),)).squeeze(0)
+
+        pull = vjp(outputs, parameters)[1]
+        return vmap(lambda u: pull(u)[0])(v)
+
+    return vmap(gradients_of_one, in_dims=(0, 1), out_dims=1)(inputs, vectors)
+
+
+def _one_example(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+    parameters = [model.get_parameter(name) for name in names]
+    with torch.enable_grad():
+        outputs = model(inputs)
+    kept = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    each = [torch.autograd.grad(outputs, parameters, v, **kept) for v in vectors]
+    return {name: torch.stack([g[i] for g in each]).unsqueeze(1) for i, name in enumerate(names)}
+
+
+def _layer_rows(layer: Layer, gradients: dict[str, Tensor]) -> DenseRows:
+    parts = [gradients[f"{layer.module_name}.{key}".lstrip(".")] for key in layer.parameter_names]
+    num_scores, num_examples = parts[0].shape[:2]
+    if layer.has_rows:
+        units = layer.shape[0]
+        flat = torch.cat([part.reshape(num_scores * num_examples, units, -1) for part in parts], dim=2).flatten(1)
+    else:
+        flat = torch.cat([part.reshape(num_scores * num_examples, -1) for part in parts], dim=1)
+    return DenseRows(flat.contiguous(), num_scores)
