@@ -123,7 +123,9 @@ def _recording(recorded: tuple[Layer, ...], calls: dict[str, list[Call]], num_ex
             if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(output, Tensor):
                 raise UnrecordableLayer(layers[0], "does not map one tensor to one tensor")
             if given[0].shape[0] != num_examples or output.shape[0] != num_examples:
-                raise UnrecordableLayer(layers[0], f"sees {tuple(given[0].shape)}, whose first dimension is not the {num_examples} examples")
+                raise UnrecordableLayer(
+                    layers[0], f"sees {tuple(given[0].shape)}, whose first dimension is not the {num_examples} examples"
+                )
             calls[layers[0].name].append(Call(given[0].detach(), (get_gradient_edge(output),)))
 
         return hook

@@ -17,9 +17,7 @@ from natgrad_lab.structures import StructuredMatrix
 MATRIX_NORMS = {"frobenius": "fro", "spectral": 2}
 
 
-def relative_error(
-    approx: Tensor | StructuredMatrix, exact: Tensor | StructuredMatrix, norm: str = "frobenius"
-) -> float:
+def relative_error(approx: Tensor | StructuredMatrix, exact: Tensor | StructuredMatrix, norm: str = "frobenius") -> float:
     """‖approx - exact‖ / ‖exact‖, for two matrices (tensors or structures) or two vectors (2-norm, whatever `norm` is).
 
     Defined unless `exact` is zero. 0 is equality; the zero matrix has error 1.

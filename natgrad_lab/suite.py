@@ -35,9 +35,7 @@ def run_tests(root: Path | None, options: Sequence[str] = (), *, browser: bool =
         fast: leaves out the browser tests and the slow ones.
     """
     if root is None or not (root / "tests").is_dir():
-        raise FileNotFoundError(
-            "The tests come with the source folder, not with the installed package: run `make test` there."
-        )
+        raise FileNotFoundError("The tests come with the source folder, not with the installed package: run `make test` there.")
     if not fast and browser and find_chromium() is None and not install_chromium():
         if in_ci():
             print(f"natgrad test: no browser, and the browser tests must run in CI. {INSTALL_HINT}", file=sys.stderr)

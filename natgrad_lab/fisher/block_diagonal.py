@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from natgrad_lab.fisher.dense import contract
-from natgrad_lab.fisher.scores import ScorePass, score_pass
+from natgrad_lab.fisher.chunks import averaged, passes
+from natgrad_lab.fisher.scores import ScorePass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import BlockDiagonal, Dense
@@ -26,7 +27,8 @@ def block_diagonal_fisher(
     Args, Raises: as `dense_fisher`.
     Cost: N Σ_l P_l² operations, Σ_l P_l² numbers.
     """
-    return block_diagonal_from_scores(score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator))
+    each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
+    return averaged(block_diagonal_from_scores, len(inputs), each)
 
 
 def block_diagonal_from_scores(scores: ScorePass) -> BlockDiagonal:

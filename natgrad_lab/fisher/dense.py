@@ -11,7 +11,9 @@ the upper triangle, whatever K is.
 import torch
 from torch import nn
 
-from natgrad_lab.fisher.scores import ScorePass, score_pass
+from natgrad_lab.fisher.chunks import passes
+from natgrad_lab.fisher.scores import ScorePass
+from natgrad_lab.progress import announce
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import Dense, KhatriRaoRows, RowBlock
@@ -42,8 +44,11 @@ def dense_fisher(
     Raises: as `score_pass`.
     Cost: N P² operations after the pass, P² numbers.
     """
-    scores = score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return dense_from_scores(scores, out=out)
+    seen, note = 0, ""
+    for scores in passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator):
+        out = contract([layer.rows for layer in scores.layers], len(inputs), out, accumulate=seen > 0)
+        seen, note = seen + scores.num_examples, scores.note
+    return Dense(out, note=note)
 
 
 def dense_from_scores(scores: ScorePass, out: Tensor | None = None) -> Dense:
@@ -51,32 +56,39 @@ def dense_from_scores(scores: ScorePass, out: Tensor | None = None) -> Dense:
     return Dense(contract([layer.rows for layer in scores.layers], scores.num_examples, out), note=scores.note)
 
 
-def contract(blocks: list[RowBlock], num_examples: int, out: Tensor | None = None) -> Float[Tensor, "P P"]:
-    """RᵀR / N for rows given by layer: over the scores first where every layer has one position, else from formed rows."""
+def contract(
+    blocks: list[RowBlock], num_examples: int, out: Tensor | None = None, *, accumulate: bool = False
+) -> Float[Tensor, "P P"]:
+    """RᵀR / N for rows given by layer: over the scores first where every layer has one position, else from formed rows.
+
+    Args:
+        num_examples: N, which may be more than the blocks hold, if `accumulate` adds further blocks to `out` later.
+        out: buffer; `accumulate` adds to what it holds.
+    """
     dim = sum(block.shape[1] for block in blocks)
     _, like = next(blocks[0].tensors())
     matrix = _buffer(out, dim, like)
     if all(isinstance(block, KhatriRaoRows) for block in blocks):
-        return _contract_scores(blocks, num_examples, matrix)
+        _contract_scores(blocks, num_examples, matrix, accumulate)
+        return matrix
     chunk = max(1, _WORKSPACE // dim)
-    matrix.zero_()
+    if not accumulate:
+        matrix.zero_()
     for start in range(0, blocks[0].shape[0], chunk):
         rows = torch.cat([block.rows(start, start + chunk) for block in blocks], dim=1)
         torch.addmm(matrix, rows.T, rows, alpha=1 / num_examples, out=matrix)
     return matrix
 
 
-def _contract_scores(blocks: list[KhatriRaoRows], num_examples: int, matrix: Tensor) -> Tensor:
+def _contract_scores(blocks: list[KhatriRaoRows], num_examples: int, matrix: Tensor, accumulate: bool) -> None:
     """RᵀR / N for rows r_kn = [s_1kn ⊗ x_1n, s_2kn ⊗ x_2n, ...], without forming them."""
-    dim = len(matrix)
-    chunk = max(1, _WORKSPACE // dim)
-    for start in range(0, num_examples, chunk):
+    chunk = max(1, _WORKSPACE // len(matrix))
+    for start in range(0, len(blocks[0].inputs), chunk):
         part = slice(start, start + chunk)
         inputs = [block.inputs[part] for block in blocks]
-        scores = [block.scores[:, part].permute(1, 0, 2) / num_examples**0.5 for block in blocks]  # (N, K, C)
-        _add_upper_triangle(inputs, scores, matrix, accumulate=start > 0)
+        scores = [block.scores[:, part].permute(1, 0, 2) / num_examples**0.5 for block in blocks]  # (n, K, C)
+        _add_upper_triangle(inputs, scores, matrix, accumulate or start > 0)
     _mirror(blocks, matrix)
-    return matrix
 
 
 def _add_upper_triangle(inputs: list[Tensor], scores: list[Tensor], matrix: Tensor, accumulate: bool) -> None:
@@ -116,6 +128,7 @@ def _mirror(blocks: list[KhatriRaoRows], matrix: Tensor) -> None:
 
 def _buffer(out: Tensor | None, dim: int, like: Tensor) -> Tensor:
     if out is None:
+        announce(dim * dim * like.element_size(), f"a dense {dim} x {dim} Fisher")
         return like.new_empty(dim, dim)
     wrong = out.shape != (dim, dim) or out.dtype != like.dtype or out.device != like.device or out.stride(1) != 1
     if wrong or out.requires_grad:

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from natgrad_lab.fisher.scores import ScorePass, score_pass
+from natgrad_lab.fisher.chunks import averaged, passes
+from natgrad_lab.fisher.scores import ScorePass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import Diagonal
@@ -26,7 +27,8 @@ def diagonal_fisher(
     Args, Raises: as `dense_fisher`.
     Cost: one (C, N)(N, D) product per layer; P numbers.
     """
-    return diagonal_from_scores(score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator))
+    each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
+    return averaged(diagonal_from_scores, len(inputs), each)
 
 
 def diagonal_from_scores(scores: ScorePass) -> Diagonal:

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from natgrad_lab.errors import UnsupportedLayerError
+from natgrad_lab.fisher.chunks import averaged, passes
 from natgrad_lab.fisher.dense import contract
-from natgrad_lab.fisher.scores import ScorePass, score_pass
+from natgrad_lab.fisher.scores import ScorePass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.names import known
 from natgrad_lab.shapes import Tensor
@@ -60,8 +61,8 @@ def kfac_fisher(
     References: [MartensGrosse2015] sec. 3; [GrosseMartens2016]; [Eschenhagen2023].
     """
     known(weight_sharing, WEIGHT_SHARING, "weight_sharing")
-    scores = score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return kfac_from_scores(scores, weight_sharing)
+    each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
+    return averaged(lambda scores: kfac_from_scores(scores, weight_sharing), len(inputs), each)
 
 
 def kfac_from_scores(scores: ScorePass, weight_sharing: str = "expand") -> BlockDiagonal:

@@ -5,10 +5,13 @@ at the observed target). Backpropagated to every layer they give the rows of S�
 F = (1/N) Σ_n Σ_k r_nk r_nkᵀ.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from natgrad_lab.derivatives import ForwardPass, UnrecordableLayer, forward_pass, refuse_weights
 from natgrad_lab.errors import UnsupportedLayerError
@@ -125,11 +128,12 @@ def score_pass(
             more backward pass and half a forward pass. Training loops verify their first step.
     Raises: as `forward_pass`; ValueError for targets outside the likelihood's domain or a misspelt fisher_type.
     """
-    _refuse_choice(likelihood, fisher_type, targets, num_samples)
+    refuse_choice(likelihood, fisher_type, targets, num_samples)
     layout = ParameterLayout(model)
     if verify:
         refuse_weights(layout)
-    passed, generic = _recorded_pass(model, layout, inputs)
+    with quiet_attention():
+        passed, generic = _recorded_pass(model, layout, inputs)
     outputs = likelihood.positions(passed.outputs)  # (N, S, C)
     fisher_targets, loss_targets = (
         None if given is None else likelihood.flat_targets(passed.outputs, given) for given in (targets, loss_targets)
@@ -146,7 +150,8 @@ def score_pass(
     if verify:
         refuse_hidden_uses(passed)
         refuse_mixed_examples(model, inputs, passed.outputs)
-    blocks |= generic_rows(model, generic, inputs, vectors)
+    with quiet_attention():
+        blocks |= generic_rows(model, generic, inputs, vectors)
     layers = tuple(
         LayerRows(layer, blocks[layer.name].select(first, None), blocks[layer.name].select(0, 1) if first else None)
         for layer in layout.layers
@@ -215,6 +220,13 @@ def refuse_hidden_uses(passed: ForwardPass) -> None:
             )
 
 
+@contextmanager
+def quiet_attention() -> Iterator[None]:
+    """Compute attention by plain matrix products, which every kind of differentiation knows."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 def refuse_mixed_examples(model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
     """Raise if the outputs of the first half of the batch change when the second half is left out."""
     half = inputs.shape[0] // 2
@@ -231,7 +243,7 @@ def refuse_mixed_examples(model: nn.Module, inputs: Tensor, outputs: Tensor) -> 
         )
 
 
-def _refuse_choice(likelihood: Likelihood, fisher_type: str, targets: Tensor | None, num_samples: int) -> None:
+def refuse_choice(likelihood: Likelihood, fisher_type: str, targets: Tensor | None, num_samples: int) -> None:
     if not isinstance(likelihood, Likelihood):
         raise TypeError(
             f"likelihood must be one of natgrad_lab.likelihoods (Categorical(), Bernoulli(), Gaussian()); got {likelihood!r}."

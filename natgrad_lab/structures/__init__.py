@@ -6,6 +6,7 @@ from natgrad_lab.structures.dense import Dense
 from natgrad_lab.structures.diagonal import Diagonal
 from natgrad_lab.structures.eigen_kronecker import EigenKronecker
 from natgrad_lab.structures.gram import Gram
+from natgrad_lab.structures.implicit import Implicit
 from natgrad_lab.structures.kronecker import Kronecker, factored_tikhonov, pi_trace_norm
 from natgrad_lab.structures.low_rank import LowRank
 from natgrad_lab.structures.restore import from_state
@@ -21,6 +22,7 @@ __all__ = [
     "EigenKronecker",
     "EmbeddingRows",
     "Gram",
+    "Implicit",
     "KhatriRaoRows",
     "Kronecker",
     "LowRank",

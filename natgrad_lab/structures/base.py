@@ -191,4 +191,4 @@ def _shapes(value) -> str:
         return " + ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
     if isinstance(value, Tensor):
         return str(tuple(value.shape))
-    return repr(value)
+    return "function" if callable(value) and not isinstance(value, TensorFields) else repr(value)

@@ -19,9 +19,7 @@ class BlockDiagonal(StructuredMatrix):
     def __post_init__(self):
         """Refuse an empty tuple."""
         if not self.blocks:
-            raise ValueError(
-                "BlockDiagonal needs at least one block; got none. A model without parameters has no Fisher."
-            )
+            raise ValueError("BlockDiagonal needs at least one block; got none. A model without parameters has no Fisher.")
         super().__post_init__()
 
     @property

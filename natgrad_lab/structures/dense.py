@@ -23,9 +23,7 @@ class Dense(StructuredMatrix):
         """Refuse what is not square."""
         super().__post_init__()
         if self.matrix.ndim != 2 or self.matrix.shape[0] != self.matrix.shape[1] or not len(self.matrix):
-            raise ValueError(
-                f"Dense needs a square matrix with at least one row; got shape {tuple(self.matrix.shape)}."
-            )
+            raise ValueError(f"Dense needs a square matrix with at least one row; got shape {tuple(self.matrix.shape)}.")
 
     @property
     def dim(self) -> int:

@@ -11,9 +11,7 @@ from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures.base import StructuredMatrix, power_note
 
 
-def two_sided(
-    left: Float[Tensor, "m a"], x: Float[Tensor, "P *k"], right: Float[Tensor, "n b"]
-) -> Float[Tensor, "Q *k"]:
+def two_sided(left: Float[Tensor, "m a"], x: Float[Tensor, "P *k"], right: Float[Tensor, "n b"]) -> Float[Tensor, "Q *k"]:
     """vec(left X rightᵀ) for each column x = vec(X), row-major."""
     rows, columns = left.shape[1], right.shape[1]
     if x.ndim == 1:
@@ -40,9 +38,7 @@ class EigenKronecker(StructuredMatrix):
         m, n = len(self.left_vectors), len(self.right_vectors)
         shapes = [tuple(t.shape) for t in (self.left_vectors, self.right_vectors, self.eigenvalues)]
         if shapes != [(m, m), (n, n), (m, n)] or m * n == 0:
-            raise ValueError(
-                f"EigenKronecker needs vectors (m, m) and (n, n) and eigenvalues (m, n); got shapes {shapes}."
-            )
+            raise ValueError(f"EigenKronecker needs vectors (m, m) and (n, n) and eigenvalues (m, n); got shapes {shapes}.")
 
     @property
     def dim(self) -> int:

@@ -46,16 +46,12 @@ class Gram(StructuredMatrix):
     def __post_init__(self):
         """Refuse blocks with different numbers of rows."""
         if not self.blocks:
-            raise ValueError(
-                "Gram needs at least one block of rows; got none. A model without parameters has no Fisher."
-            )
+            raise ValueError("Gram needs at least one block of rows; got none. A model without parameters has no Fisher.")
         super().__post_init__()
         for path, tensor in self.tensors():
             check_finite(tensor, f"Gram.{path}")
         if len(counts := {block.shape[0] for block in self.blocks}) > 1:
-            raise ValueError(
-                f"Gram needs blocks with as many rows each; got {sorted(counts)}. Use one batch for all layers."
-            )
+            raise ValueError(f"Gram needs blocks with as many rows each; got {sorted(counts)}. Use one batch for all layers.")
 
     @property
     def dim(self) -> int:
@@ -142,6 +138,23 @@ class Gram(StructuredMatrix):
             rows = torch.cat([block.rows(start, start + step) for block in self.blocks], dim=1)
             out.addmm_(rows.mT, rows)
         return out
+
+    def tile(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
+        """The rectangle M[rows, columns], exact, without the rest; slices of step 1 in the flat order."""
+        left = self._columns(rows)
+        return left.mT @ (left if rows == columns else self._columns(columns))
+
+    def _columns(self, where: slice) -> Tensor:
+        start, stop, step = where.indices(self.dim)
+        if step != 1 or stop <= start:
+            raise ValueError(f"a tile needs non-empty slices of step 1 within 0 .. {self.dim}; got {where}.")
+        parts, offset = [], 0
+        for block in self.blocks:
+            low, high = max(start - offset, 0), min(stop - offset, block.shape[1])
+            if low < high:
+                parts.append(block.columns(low, high))
+            offset += block.shape[1]
+        return torch.cat(parts, dim=1)
 
     def diagonal(self) -> Float[Tensor, " P"]:
         """Squared norms of the columns of R; R is not formed."""

@@ -27,6 +27,12 @@ class RowBlock(TensorFields):
     def rows(self, start: int, stop: int) -> Float[Tensor, "r P"]:
         """Rows start to stop, formed."""
 
+    def columns(self, start: int, stop: int) -> Float[Tensor, "R p"]:
+        """Columns start to stop of all rows, formed."""
+        eye = torch.zeros(self.shape[1], stop - start, dtype=self.dtype, device=self.device)
+        eye[start:stop] = torch.eye(stop - start, dtype=self.dtype, device=self.device)
+        return self.matmul(eye)
+
     @abstractmethod
     def add_gram(self, out: Float[Tensor, "R R"]) -> None:
         """Add the upper blocks of B Bᵀ to `out`: all of its upper triangle, and nothing that the lower one needs."""
@@ -101,6 +107,13 @@ class KhatriRaoRows(RowBlock):
         scores = self.scores.flatten(0, 1)[index]
         return (scores[:, :, None] * self.inputs[index % len(self.inputs), None, :]).flatten(1)
 
+    def columns(self, start: int, stop: int) -> Float[Tensor, "R p"]:
+        """Columns start to stop: those of the units they lie in, cut."""
+        (K, N, _), width = self.scores.shape, self.inputs.shape[1]
+        first, last = start // width, -(-stop // width)
+        formed = (self.scores[:, :, first:last].unsqueeze(3) * self.inputs.unsqueeze(1)).reshape(K * N, -1)
+        return formed[:, start - first * width : stop - first * width]
+
     def add_gram(self, out: Float[Tensor, "R R"]) -> None:
         """Add (inputs inputsᵀ) ∘ (scores scoresᵀ), one strip of rows per k from its diagonal block on.
 
@@ -150,7 +163,10 @@ class KhatriRaoRows(RowBlock):
         """Two calls are two positions of a shared layer."""
         from natgrad_lab.structures.shared_rows import SharedRows  # which builds on this module
 
-        one, two = (SharedRows(b.inputs.unsqueeze(1), b.scores.unsqueeze(2)) if isinstance(b, KhatriRaoRows) else b for b in (self, other))
+        one, two = (
+            SharedRows(b.inputs.unsqueeze(1), b.scores.unsqueeze(2)) if isinstance(b, KhatriRaoRows) else b
+            for b in (self, other)
+        )
         return one.merge(two)
 
 
@@ -194,6 +210,10 @@ class DenseRows(RowBlock):
     def diagonal(self) -> Float[Tensor, " P"]:
         """Squared norms of the columns."""
         return self.matrix.square().sum(0)
+
+    def columns(self, start: int, stop: int) -> Float[Tensor, "R p"]:
+        """Columns start to stop."""
+        return self.matrix[:, start:stop]
 
     def scaled(self, factor: float) -> "DenseRows":
         """The block times a number."""

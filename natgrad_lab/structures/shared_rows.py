@@ -68,6 +68,13 @@ class SharedRows(RowBlock):
         """Squared norms of the columns."""
         return torch.cat([strip.square().sum(0) for strip in self._strips()])
 
+    def columns(self, start: int, stop: int) -> Float[Tensor, "R p"]:
+        """Columns start to stop: those of the units they lie in, cut."""
+        (K, N, _, _), width = self.scores.shape, self.inputs.shape[2]
+        first, last = start // width, -(-stop // width)
+        formed = (self.scores[..., first:last].mT @ self.inputs).reshape(K * N, -1)
+        return formed[:, start - first * width : stop - first * width]
+
     def scaled(self, factor: float) -> "SharedRows":
         """The block times a number."""
         return SharedRows(self.inputs, self.scores * factor)
@@ -149,6 +156,15 @@ class EmbeddingRows(RowBlock):
         strips = (self.rows(start, start + step) for start in range(0, self.shape[0], step))
         return sum(strip.square().sum(0) for strip in strips)
 
+    def columns(self, start: int, stop: int) -> Float[Tensor, "R p"]:
+        """Columns start to stop: those of the entries they lie in, cut."""
+        (K, N, _, D) = self.scores.shape
+        first, last = start // D, -(-stop // D)
+        formed = self.scores.new_zeros(K, N, last - first, D)
+        for entry in range(first, last):
+            formed[:, :, entry - first] = (self.scores * (self.index == entry).unsqueeze(-1)).sum(2)
+        return formed.reshape(K * N, -1)[:, start - first * D : stop - first * D]
+
     def scaled(self, factor: float) -> "EmbeddingRows":
         """The block times a number."""
         return EmbeddingRows(self.scores * factor, self.index, self.num_entries)
@@ -199,6 +215,16 @@ class ConcatRows(RowBlock):
     def diagonal(self) -> Float[Tensor, " P"]:
         """Squared norms of the columns."""
         return torch.cat([block.diagonal() for block in self.blocks])
+
+    def columns(self, start: int, stop: int) -> Float[Tensor, "R p"]:
+        """Columns start to stop."""
+        parts, offset = [], 0
+        for block in self.blocks:
+            low, high = max(start - offset, 0), min(stop - offset, block.shape[1])
+            if low < high:
+                parts.append(block.columns(low, high))
+            offset += block.shape[1]
+        return torch.cat(parts, 1)
 
     def scaled(self, factor: float) -> "ConcatRows":
         """The block times a number."""
