@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from natgrad_lab.fisher.dense import contract
 from natgrad_lab.fisher.chunks import averaged, passes
+from natgrad_lab.fisher.dense import contract
 from natgrad_lab.fisher.scores import ScorePass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.shapes import Tensor

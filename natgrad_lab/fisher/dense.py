@@ -13,8 +13,8 @@ from torch import nn
 
 from natgrad_lab.fisher.chunks import passes
 from natgrad_lab.fisher.scores import ScorePass
-from natgrad_lab.progress import announce
 from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.progress import announce
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import Dense, KhatriRaoRows, RowBlock
 

@@ -5,6 +5,7 @@ as long vectors, and one matrix product of them. Symmetric, so only their upper 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from natgrad_lab.progress import track
 from natgrad_lab.shapes import Float, Int, Tensor
 from natgrad_lab.structures import Gram, KhatriRaoRows, RowBlock
 
-_WORKSPACE = 2**25  # numbers of the groups' Gram matrices held at a time
+_WORKSPACE = 2**23  # numbers of the groups' Gram matrices held at a time: what a cache holds pays
 
 
 @dataclass(frozen=True)
@@ -75,50 +76,68 @@ def group_edges(layout: ParameterLayout, resolution: int) -> Int[Tensor, " h"]:
 
 def overview_of(gram: Gram, edges: Int[Tensor, " h"]) -> Overview:
     """`overview` of a Gram Fisher on given groups; a group must not cross blocks (layers)."""
-    groups = _groups(gram, edges.tolist())
-    rows, count = gram.num_rows, len(groups)
+    layers = _groups(gram, edges.tolist())
+    rows, count = gram.num_rows, len(edges) - 1
     squares = torch.zeros(count, count, dtype=gram.dtype, device=gram.device)
     height = max(1, min(rows, _WORKSPACE // (count * rows)))
+    workspace = torch.empty(count * height * rows, dtype=gram.dtype, device=gram.device)
     for start in track(range(0, rows, height), f"overview, {count} x {count}"):
-        strip = torch.stack([_strip(block, columns, start, height) for block, columns in groups])  # (g, h, rows - start)
-        square, right = strip[:, :, :height].flatten(1), strip[:, :, height:].flatten(1)
-        squares.addmm_(square, square.T).addmm_(right, right.T, alpha=2)
+        shape = (count, min(height, rows - start), rows - start)
+        strip = workspace[: shape[0] * shape[1] * shape[2]].view(shape)
+        place = 0
+        for layer in layers:
+            layer.fill(strip[place : place + len(layer.columns)], start)
+            place += len(layer.columns)
+        squares.addmm_(strip.flatten(1), strip.flatten(1).T)
     sizes = edges.diff().to(squares)
     return Overview((squares.clamp(min=0) / torch.outer(sizes, sizes)).sqrt(), edges)
 
 
-def _groups(gram: Gram, edges: list[int]) -> list[tuple[RowBlock, slice]]:
-    """Each group as a block and columns of it."""
-    groups, start = [], 0
-    cuts = iter(zip(edges[:-1], edges[1:], strict=True))
-    cut = next(cuts, None)
+@dataclass(frozen=True)
+class _LayerGroups:
+    """The groups of one layer, as columns of its block of rows."""
+
+    block: RowBlock
+    columns: list[slice]
+
+    @cached_property
+    def scores(self) -> Tensor | None:
+        """The groups' scores (g, K N, c), zeros after the last unit; None unless all groups are whole units."""
+        if not isinstance(self.block, KhatriRaoRows):
+            return None
+        width = self.block.inputs.shape[1]
+        if any(columns.start % width or columns.stop % width for columns in self.columns):
+            return None
+        flat = self.block.scores.flatten(0, 1)
+        parts = [flat[:, columns.start // width : columns.stop // width] for columns in self.columns]
+        most = max(part.shape[1] for part in parts)
+        return torch.stack([torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts])
+
+    def fill(self, out: Tensor, start: int) -> None:
+        """Rows start to start + h of every R_g R_gᵀ, from column `start` on; right of the square they count √2."""
+        height = out.shape[1]
+        if self.scores is None:
+            for each, columns in zip(out, self.columns, strict=True):
+                rows = self.block.columns(columns.start, columns.stop)
+                torch.mm(rows[start : start + height], rows[start:].mT, out=each)
+            out[:, :, height:] *= 2**0.5
+            return
+        inputs = self.block.inputs
+        index = torch.arange(start, start + out.shape[2], device=out.device) % len(inputs)
+        products = inputs[index[:height]] @ inputs.mT[:, index]
+        products[:, height:] *= 2**0.5
+        torch.bmm(self.scores[:, start : start + height], self.scores[:, start:].mT, out=out)
+        out *= products
+
+
+def _groups(gram: Gram, edges: list[int]) -> list[_LayerGroups]:
+    """The groups between edges, layer by layer."""
+    layers, start = [], 0
     for block in gram.blocks:
         stop = start + block.shape[1]
-        while cut is not None and cut[1] <= stop:
-            groups.append((block, slice(cut[0] - start, cut[1] - start)))
-            cut = next(cuts, None)
+        inside = [slice(a - start, b - start) for a, b in zip(edges[:-1], edges[1:], strict=True) if start <= a and b <= stop]
+        layers.append(_LayerGroups(block, inside))
         start = stop
-    return groups
-
-
-def _strip(block: RowBlock, columns: slice, start: int, height: int) -> Tensor:
-    """Rows start to start + height of R_g R_gᵀ, from column `start` on."""
-    if isinstance(block, KhatriRaoRows):
-        return _khatri_rao_strip(block, columns, start, height)
-    rows = block.columns(columns.start, columns.stop)
-    return rows[start : start + height] @ rows[start:].mT
-
-
-def _khatri_rao_strip(block: KhatriRaoRows, columns: slice, start: int, height: int) -> Tensor:
-    """(x_n · x_m) (s_kn · s_jm) over the group's inputs and units, which are a rectangle of the layer's matrix [W | b]."""
-    width, num_examples = block.inputs.shape[1], len(block.inputs)
-    units = slice(columns.start // width, -(-columns.stop // width))
-    whole = columns.start % width == 0 and columns.stop % width == 0
-    inputs = (
-        block.inputs if whole else block.inputs[:, columns.start - units.start * width : columns.stop - units.start * width]
-    )
-    scores = block.scores[:, :, units].flatten(0, 1)
-    index = torch.arange(start, len(scores), device=block.device) % num_examples
-    left = index[:height]
-    products = (inputs @ inputs.mT)[left][:, index]
-    return products.mul_(scores[start : start + height] @ scores[start:].mT)
+    if sum(len(layer.columns) for layer in layers) != len(edges) - 1:
+        raise ValueError(f"groups must not cross layers; got edges {edges}. Take those of group_edges(layout, resolution).")
+    return layers

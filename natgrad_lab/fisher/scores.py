@@ -244,6 +244,7 @@ def refuse_mixed_examples(model: nn.Module, inputs: Tensor, outputs: Tensor) -> 
 
 
 def refuse_choice(likelihood: Likelihood, fisher_type: str, targets: Tensor | None, num_samples: int) -> None:
+    """Raise for a likelihood that is none, an unknown fisher_type, missing targets, or a bad number of samples."""
     if not isinstance(likelihood, Likelihood):
         raise TypeError(
             f"likelihood must be one of natgrad_lab.likelihoods (Categorical(), Bernoulli(), Gaussian()); got {likelihood!r}."
