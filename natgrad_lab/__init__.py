@@ -9,11 +9,11 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "cli", "datasets", "derivatives", "errors", "experiments", "fisher", "likelihoods", "linalg", "metrics", "models",
+    "cli", "comparison", "datasets", "derivatives", "errors", "experiments", "fisher", "likelihoods", "linalg", "metrics", "models",
     "optimizers", "parameters", "plots", "structures", "widgets",
 )  # fmt: skip
-_NAMES = {"ParameterLayout": "parameters", "stop_all": "widgets"}
-__all__ = ["ParameterLayout", "stop_all", *_ROOMS]
+_NAMES = {"ParameterLayout": "parameters", "compare": "comparison", "stop_all": "widgets"}
+__all__ = ["ParameterLayout", "compare", "stop_all", *_ROOMS]
 
 
 def __getattr__(name: str):

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "natgrad_lab"
 ROOMS = [
     "environment", "errors", "names", "shapes", "linalg", "structures", "distributed", "likelihoods", "models",
     "datasets", "parameters", "derivatives", "fisher", "deep_linear", "optimizers", "metrics", "validation",
-    "experiments", "plots", "widgets", "notebooks", "jupyter", "suite", "bench", "doctor", "cli", "bootstrap",
+    "experiments", "plots", "comparison", "widgets", "notebooks", "jupyter", "suite", "bench", "doctor", "cli", "bootstrap",
     "__main__",
 ]  # fmt: skip
 CORE = ROOMS[ROOMS.index("errors") : ROOMS.index("plots")]

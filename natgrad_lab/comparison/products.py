@@ -52,6 +52,8 @@ def inner(rows: tuple[RowBlock, ...], matrix: StructuredMatrix) -> float:
         return quick(rows[0], matrix)
     if isinstance(matrix, Gram) and matrix.num_rows < rows[0].shape[0]:
         rows, matrix = matrix.blocks, Gram(rows)
+    if isinstance(matrix, Gram):
+        return sum(float(matrix.rows_matmul(part.mT.contiguous()).square().sum()) for part in _formed_rows(rows))
     return sum(float((matrix.matmul(part.mT.to(matrix.dtype)) * part.mT).sum()) for part in _formed_rows(rows))
 
 
