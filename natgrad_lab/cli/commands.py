@@ -1,7 +1,9 @@
-"""The command `natgrad`: parse, call the room that does the work, print. No mathematics here."""
+"""The commands. What needs torch is imported inside each, so that `natgrad --help` answers at once."""
 
 import json
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +14,8 @@ from typer.core import TyperGroup
 from natgrad_lab import __version__
 from natgrad_lab.environment import checkout
 
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+PASS_ON = {"ignore_unknown_options": True}
+PassedOn = Annotated[list[str] | None, typer.Argument(help="Handed on as they are.")]
 console = Console()
 errors = Console(stderr=True)
 
@@ -37,7 +40,6 @@ app = typer.Typer(
     name="natgrad",
     cls=Commands,
     help="Exact and approximate natural gradients of neural networks: compute, look, learn.",
-    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -46,45 +48,50 @@ app = typer.Typer(
 
 def main(argv: list[str] | None = None) -> int:
     """Run `natgrad ARGV` (the process's own arguments if None) and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        app(args=argv, prog_name="natgrad")
+        app(args=argv or ["--help"], prog_name="natgrad")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     return 0
 
 
+def print_version(wanted: bool) -> bool:
+    """Answer --version."""
+    if wanted:
+        print(__version__)
+        raise typer.Exit()
+    return wanted
+
+
 @app.callback()
 def options(
-    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
 ):
     """Options before the command."""
-    if version:
-        console.print(__version__, highlight=False)
-        raise typer.Exit()
-    if ctx.invoked_subcommand is None:
-        print(ctx.get_help())
 
 
 @app.command(context_settings=PASS_ON)
-def lab(ctx: typer.Context):
+def lab(options: PassedOn = None):
     """Open JupyterLab on notebooks/. All options go to `jupyter lab`: --no-browser, --port=8899, ..."""
     from natgrad_lab.jupyter import start_lab
 
-    raise typer.Exit(start_lab(checkout(), ctx.args))
+    raise typer.Exit(start_lab(checkout(), options or []))
 
 
 @app.command(context_settings=PASS_ON)
 def test(
-    ctx: typer.Context,
+    options: PassedOn = None,
     fast: Annotated[bool, typer.Option("--fast", help="Leave out the slow tests and the browser tests.")] = False,
     no_browser_tests: Annotated[bool, typer.Option("--no-browser-tests", help="Leave out the browser tests.")] = False,
 ):
     """Run the tests. Other options and files go to pytest: -x, -k kfac, tests/fisher, ..."""
     from natgrad_lab.suite import run_tests
 
-    raise typer.Exit(run_tests(checkout(), ctx.args, browser=not no_browser_tests, fast=fast))
+    raise typer.Exit(run_tests(checkout(), options or [], browser=not no_browser_tests, fast=fast))
 
 
 @app.command()
@@ -116,3 +123,32 @@ def data():
         one = make()
         console.print(f"[bold]{name}[/]: {len(one)} examples, {one.inputs.shape[1]} inputs, {one.num_outputs} outputs")
         console.print(f"  {one.source}; licence {one.licence}", highlight=False)
+
+
+@app.command()
+def run(
+    method: Annotated[str | None, typer.Option(help="sgd, momentum, adam, exact_ngd, kfac; kfac if not given.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="One of `natgrad data`; digits if not given.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Widths, as 64,32,32,10; fits the data if not given.")] = None,
+    activation: Annotated[str | None, typer.Option(help="tanh, relu, sigmoid, gelu, identity, ...")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="categorical, bernoulli or gaussian.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own if not given.")] = None,
+    damping: Annotated[float | None, typer.Option(help="λ ≥ 0; the method's own if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step; all if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all; 100 if not given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, batches and sampled targets; 0 if not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder; a new one under results/ if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, by its own config.")] = False,
+):
+    """Train one network by one method, show the loss, keep the records. Exit code 1 if the run diverged."""
+    from natgrad_lab.cli.run import train
+
+    given = {
+        "method": method, "dataset": dataset, "sizes": sizes, "activation": activation, "likelihood": likelihood,
+        "lr": lr, "damping": damping, "batch_size": batch_size, "steps": steps, "seed": seed, "dtype": dtype,
+        "device": device,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    raise typer.Exit(train(given, out, resume, console))
