@@ -37,7 +37,7 @@ def loss_spec(runs: Mapping[str, Sequence], *, title: str = "Loss while training
     layout = style.template()
     layout |= {"title": layout["title"] | {"text": title}, "annotations": notes, "uirevision": uirevision}
     layout["xaxis"] |= {"title": {"text": "optimizer steps"}, "rangemode": "tozero"}
-    layout["yaxis"] |= {"type": "log", "title": {"text": "loss (nats per example, log)"}}
+    layout["yaxis"] |= {"type": "log", "dtick": "D2", "title": {"text": "loss (nats, log)"}}
     layout["margin"] = layout["margin"] | {"r": 84}
     return {"data": traces, "layout": layout}
 
@@ -53,12 +53,12 @@ def spectrum_spec(eigenvalues: np.ndarray, damping: float | None = None, *, uire
     values = values[values > 0]
     layout = style.template()
     layout |= {"title": layout["title"] | {"text": "Spectrum of the exact Fisher"}, "uirevision": uirevision}
-    layout["xaxis"] |= {"type": "log", "title": {"text": "rank of the eigenvalue (log)"}}
-    layout["yaxis"] |= {"type": "log", "title": {"text": "eigenvalue (1 / parameter², log)"}}
+    layout["xaxis"] |= {"type": "log", "dtick": 1, "title": {"text": "rank (log)"}}
+    layout["yaxis"] |= {"type": "log", "nticks": 6, "title": {"text": "eigenvalue (nats, log)"}}
     traces = [
         {
-            "type": "scatter", "mode": "markers", "name": "eigenvalues", "x": np.arange(1, len(values) + 1, dtype=np.float32),
-            "y": values, "marker": {"color": style.EXACT, "size": 4},
+            "type": "scatter", "mode": "lines", "name": "eigenvalues", "y": values,
+            "x": np.arange(1, len(values) + 1, dtype=np.float32), "line": {"color": style.EXACT, "width": 2.5},
             "hovertemplate": "eigenvalue %{x}: %{y:.3g}<extra></extra>",
         }
     ]  # fmt: skip
@@ -71,7 +71,9 @@ def spectrum_spec(eigenvalues: np.ndarray, damping: float | None = None, *, uire
                 "hovertemplate": "damping λ = %{y:.3g}<extra></extra>",
             }
         )  # fmt: skip
-        note = {"text": f"damping λ = {damping:.1e}", "xanchor": "left", "yanchor": "bottom", "showarrow": False}
+        # Below the line on the left there is room, unless the damping is above every eigenvalue.
+        side = "top" if len(values) and damping < values[0] else "bottom"
+        note = {"text": f"damping λ = {damping:.1e}", "xanchor": "left", "yanchor": side, "showarrow": False}
         layout["annotations"] = [note | {"x": 0.0, "y": float(np.log10(damping)), "font": {"color": style.GREY}}]
     return {"data": traces, "layout": layout}
 

@@ -57,14 +57,14 @@ def template() -> dict:
     """Plotly layout that every figure starts from; backgrounds are clear, so it suits light and dark pages."""
     axis = {
         "showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False, "exponentformat": "power",
-        "gridcolor": "rgba(128,128,128,0.25)", "linecolor": GREY, "title": {"standoff": 8}, "automargin": True,
+        "gridcolor": "rgba(128,128,128,0.25)", "linecolor": GREY, "title": {"standoff": 6},
     }  # fmt: skip
     return {
         "font": {"family": FONT, "size": 13, "color": "#444444"},
         "title": {"x": 0.0, "xref": "paper", "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 14}},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 16, "t": 34, "b": 44},
+        "margin": {"l": 66, "r": 16, "t": 34, "b": 44},
         "xaxis": dict(axis),
         "yaxis": dict(axis),
         "showlegend": False,

@@ -12,8 +12,9 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from natgrad_lab.widgets import registry
 from natgrad_lab.widgets.history import History
@@ -21,6 +22,7 @@ from natgrad_lab.widgets.history import History
 STATES = ("idle", "running", "paused", "failed", "closed")
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What a live run steps. All four methods are called from the worker thread alone."""
 
@@ -70,7 +72,7 @@ class _Wishes:
     restart: bool = True
     show: bool = True
     changes: dict[str, Any] = field(default_factory=dict)
-    steps: float = 0.0  # how many more; inf while running freely
+    steps: Real = 0  # how many more; inf while running freely
 
 
 class LiveRun:
@@ -87,7 +89,7 @@ class LiveRun:
         choices: Mapping[str, Any] | None = None,
         *,
         name: str = "live",
-        max_fps: float = 20.0,
+        max_fps: Real = 20.0,
         max_history: int = 1000,
         owner: object | None = None,
         wanted: Callable[[], bool] = lambda: True,
@@ -185,7 +187,7 @@ class LiveRun:
                 self._wishes.show = True
                 self._changed.notify_all()
 
-    def wait(self, timeout: float = 10.0) -> bool:
+    def wait(self, timeout: Real = 10.0) -> bool:
         """Block until the worker has nothing left to do; False if that took longer than `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._resting and not self._has_work(), timeout)
@@ -205,7 +207,7 @@ class LiveRun:
         if self._state == "closed":
             raise RuntimeError(f"The run {self.name!r} is closed. Make a new one (run the cell again).")
 
-    def _go(self, steps: float) -> None:
+    def _go(self, steps: Real) -> None:
         with self._changed:
             self._refuse_if_closed()
             if self._state == "failed":

@@ -19,7 +19,7 @@ class PlotView(FlowView):
     """
 
     _esm = source("flow.js", "curves.js")
-    height = traitlets.Int(230, help="in CSS pixels").tag(sync=True)
+    height = traitlets.Int(262, help="in CSS pixels").tag(sync=True)
 
     def __init__(self, *, max_redraws: float = 4.0, clock: Callable[[], float] = time.monotonic, **traits):
         """Begin empty; `show` brings the first figure."""

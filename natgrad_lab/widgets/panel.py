@@ -173,7 +173,7 @@ class TrainingPanel(ipw.VBox):
         is_last = frame.state != "running" or before is None or before.epoch != frame.epoch
         is_moved = before is None or before.choices["damping"] != damping
         self.spectrum.show(
-            lambda: spectrum_spec(a["eigenvalues"], damping), urgent=is_last or is_moved, stamp=stamp,
+            lambda: spectrum_spec(a["eigenvalues"][: a["rank"]], damping), urgent=is_last or is_moved, stamp=stamp,
             alt=f"Spectrum: {a['rank']} nonzero eigenvalues, largest {a['eigenvalues'][0]:.1e}.",
         )  # fmt: skip
         self.loss.show(
