@@ -5,6 +5,7 @@ Each comes twice from one description: `*_spec` gives plotly's dict with numpy a
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 import plotly.graph_objects as go
@@ -33,16 +34,17 @@ def loss_spec(runs: Mapping[str, Sequence], *, title: str = "Loss while training
         )  # fmt: skip
         finite = np.flatnonzero(np.isfinite(losses) & (losses > 0))
         if len(finite):
-            notes.append(_label(method, steps[finite[-1]], np.log10(losses[finite[-1]]), style.method_colour(method)))
+            end = float(steps[finite[-1]]), float(np.log10(losses[finite[-1]]))
+            notes.append(_label(method, *end, style.method_colour(method)))
     layout = style.template()
     layout |= {"title": layout["title"] | {"text": title}, "annotations": notes, "uirevision": uirevision}
-    layout["xaxis"] |= {"title": {"text": "optimizer steps"}, "rangemode": "tozero"}
-    layout["yaxis"] |= {"type": "log", "dtick": "D2", "title": {"text": "loss (nats, log)"}}
+    layout["xaxis"] |= {"rangemode": "tozero"} | _titled(layout["xaxis"], "optimizer steps")
+    layout["yaxis"] |= {"type": "log", "dtick": "D2"} | _titled(layout["yaxis"], "loss (nats, log)")
     layout["margin"] = layout["margin"] | {"r": 84}
     return {"data": traces, "layout": layout}
 
 
-def spectrum_spec(eigenvalues: np.ndarray, damping: float | None = None, *, uirevision: str = "spectrum") -> dict:
+def spectrum_spec(eigenvalues: np.ndarray, damping: Real | None = None, *, uirevision: str = "spectrum") -> dict:
     """Eigenvalues of the exact Fisher against their rank, both log, with a line at the damping.
 
     Args:
@@ -53,8 +55,8 @@ def spectrum_spec(eigenvalues: np.ndarray, damping: float | None = None, *, uire
     values = values[values > 0]
     layout = style.template()
     layout |= {"title": layout["title"] | {"text": "Spectrum of the exact Fisher"}, "uirevision": uirevision}
-    layout["xaxis"] |= {"type": "log", "dtick": 1, "title": {"text": "rank (log)"}}
-    layout["yaxis"] |= {"type": "log", "nticks": 6, "title": {"text": "eigenvalue (nats, log)"}}
+    layout["xaxis"] |= {"type": "log", "dtick": 1} | _titled(layout["xaxis"], "rank (log)")
+    layout["yaxis"] |= {"type": "log", "nticks": 6} | _titled(layout["yaxis"], "eigenvalue (nats, log)")
     traces = [
         {
             "type": "scatter", "mode": "lines", "name": "eigenvalues", "y": values,
@@ -84,7 +86,7 @@ def loss_figure(records: Sequence | Mapping[str, Sequence], method: str = "loss"
     return go.Figure(loss_spec(runs, **options))
 
 
-def spectrum_figure(eigenvalues: np.ndarray, damping: float | None = None) -> go.Figure:
+def spectrum_figure(eigenvalues: np.ndarray, damping: Real | None = None) -> go.Figure:
     """Eigenvalues against rank, log-log, with the damping."""
     return go.Figure(spectrum_spec(eigenvalues, damping))
 
@@ -92,6 +94,10 @@ def spectrum_figure(eigenvalues: np.ndarray, damping: float | None = None) -> go
 def _label(text: str, x: float, y: float, colour: str) -> dict:
     """Direct label to the right of a line's end; (x, y) in axis units, so log10 where the axis is log."""
     return {
-        "text": text, "x": float(x), "y": float(y), "xanchor": "left", "yanchor": "middle", "xshift": 6,
+        "text": text, "x": x, "y": y, "xanchor": "left", "yanchor": "middle", "xshift": 6,
         "showarrow": False, "font": {"color": colour, "size": 12},
     }  # fmt: skip
+
+
+def _titled(axis: dict, text: str) -> dict:
+    return {"title": axis["title"] | {"text": text}}

@@ -53,9 +53,8 @@ class Picture:
     @property
     def is_pooled(self) -> bool:
         """Whether some cell stands for more than one entry."""
-        return self.row_edges[-1] - self.row_edges[0] > len(self.values) or bool(
-            self.column_edges[-1] - self.column_edges[0] > self.values.shape[1]
-        )
+        rows, columns = (edges[-1] - edges[0] for edges in (self.row_edges, self.column_edges))
+        return bool(rows > self.values.shape[0] or columns > self.values.shape[1])
 
     @property
     def title(self) -> str:

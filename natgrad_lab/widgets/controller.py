@@ -89,7 +89,7 @@ class LiveRun:
         choices: Mapping[str, Any] | None = None,
         *,
         name: str = "live",
-        max_fps: Real = 20.0,
+        max_fps: Real = 20,
         max_history: int = 1000,
         owner: object | None = None,
         wanted: Callable[[], bool] = lambda: True,

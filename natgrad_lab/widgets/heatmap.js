@@ -128,7 +128,8 @@ function render({ model, el }) {
   }
 
   function mark(pen, unitX, unitY, dark) {
-    const box = [cursor.column * unitX - 2, cursor.row * unitY - 2, unitX + 4, unitY + 4];
+    const [extraX, extraY] = [unitX, unitY].map((unit) => Math.max(4, 12 - unit)); // tiny cells get a larger frame
+    const box = [cursor.column * unitX - extraX / 2, cursor.row * unitY - extraY / 2, unitX + extraX, unitY + extraY];
     pen.setLineDash([]);
     pen.lineWidth = 3;
     pen.strokeStyle = dark === "0,0,0" ? "white" : "black";

@@ -4,6 +4,7 @@ import functools
 import threading
 import traceback
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
 import ipywidgets as ipw
@@ -55,7 +56,7 @@ class TrainingPanel(ipw.VBox):
         likelihood: Likelihood | None = None,
         dataset: Dataset | None = None,
         probe_size: int = 50,
-        max_fps: float = 20.0,
+        max_fps: Real = 20,
         name: str = "training",
     ):
         """Build the widgets and the run; the first picture is drawn before Start is pressed."""

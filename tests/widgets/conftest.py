@@ -17,3 +17,11 @@ def no_run_is_left():
     registry.stop_all()
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("natgrad-live")]
     assert left == []
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """A fake page that receives what widgets send."""
+    from frontend import FakePage
+
+    return FakePage(monkeypatch)

@@ -145,7 +145,9 @@ def test_pause_shows_the_last_step(make):
     assert run.problem.count == done
 
 
-@pytest.mark.parametrize("options, steps, words", [({"length": 6}, 6, "finished after 6"), ({"diverges_at": 4}, 4, "loss is nan")])
+@pytest.mark.parametrize(
+    "options, steps, words", [({"length": 6}, 6, "finished after 6"), ({"diverges_at": 4}, 4, "loss is nan")]
+)
 def test_the_end_is_shown_with_its_reason(make, options, steps, words):
     run, frames = make(Counter(**options), clock=Clock())
     run.start()
