@@ -5,7 +5,7 @@ the gradient of [W | b] is s [a; 1]ᵀ, so Jacobians, per-example gradients, Fis
 products of captured pairs. The model is left as it was: no hook, no `.grad`, no change of mode or of the random state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,6 +36,7 @@ class ForwardPass:
     layer_inputs: tuple[Tensor, ...]
     _graph_outputs: Tensor
     _edges: tuple[GradientEdge, ...]
+    _output_shapes: tuple[torch.Size, ...]
 
     def pull_back(self, vectors: Float[Tensor, "K N C"]) -> tuple[Tensor, ...]:
         """Backpropagate K vectors per example, in one batched pass, to the output of every layer.
@@ -45,31 +46,32 @@ class ForwardPass:
         Cost: K backward passes without weight gradients; the graph is kept for further calls.
         """
         if vectors.shape[0] == 1:
-            pulled = torch.autograd.grad(
-                self._graph_outputs, self._edges, vectors[0], retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            return tuple(gradient.unsqueeze(0) for gradient in pulled)
-        return torch.autograd.grad(
-            self._graph_outputs,
-            self._edges,
-            vectors,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-            is_grads_batched=True,
-        )
+            pulled = [None if g is None else g.unsqueeze(0) for g in self._backward(self._edges, vectors[0])]
+        else:
+            pulled = self._backward(self._edges, vectors, is_grads_batched=True)
+        shapes = [(len(vectors), *shape) for shape in self._output_shapes]
+        return tuple(vectors.new_zeros(shape) if g is None else g for g, shape in zip(pulled, shapes, strict=True))
 
     def parameter_gradient(self, vectors: Float[Tensor, "N C"]) -> Float[Tensor, " P"]:
         """Σ_n J_nᵀ v_n in the flat order, by PyTorch's own backward pass to the parameters (for checks)."""
         parameters = [parameter for layer in self.layout.layers for parameter in layer.parameters]
-        gradients = torch.autograd.grad(
-            self._graph_outputs, parameters, vectors, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        gradients = self._backward(parameters, vectors, materialize_grads=True)
         flat = torch.empty(self.layout.dim, dtype=self.layout.dtype, device=self.layout.device)
         by_parameter = {id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)}
         for parameter, view in self.layout.split(flat):
             view.copy_(by_parameter[id(parameter)])
         return flat
+
+    def _backward(self, ends: Sequence[nn.Parameter | GradientEdge], vectors: Tensor, **choices) -> tuple[Tensor | None, ...]:
+        try:
+            return torch.autograd.grad(self._graph_outputs, ends, vectors, retain_graph=True, allow_unused=True, **choices)
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            raise UnsupportedLayerError(
+                "forward overwrites a tensor that its own gradient needs (an in-place operation on a layer's input after the "
+                f"layer has run), so PyTorch cannot differentiate it. Make that operation out of place. ({error})"
+            ) from error
 
 
 def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> ForwardPass:
@@ -88,7 +90,7 @@ def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> F
     refuse_inputs(layout, inputs)
     refuse_modes(model)
     seen_inputs: dict[str, Tensor] = {}
-    edges: dict[str, GradientEdge] = {}
+    edges: dict[str, tuple[GradientEdge, torch.Size]] = {}
     with _recording(layout, seen_inputs, edges), torch.inference_mode(False), torch.enable_grad():
         outputs = _run(model, inputs.clone() if inputs.is_inference() else inputs)
     _refuse_outputs(layout, inputs, outputs)
@@ -98,13 +100,19 @@ def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> F
                 f"layer {layer.name!r} ({type(layer.module).__name__}) did not run in the forward pass, or its weights are "
                 "used without calling it. Freeze it with requires_grad_(False), or call it in forward."
             )
+        if len(seen_inputs[layer.name]) != len(inputs):
+            raise UnsupportedLayerError(
+                f"layer {layer.name!r} ({type(layer.module).__name__}) received inputs of shape "
+                f"{tuple(seen_inputs[layer.name].shape)} for {len(inputs)} examples: positions that share its weights, "
+                "flattened into the batch, would count as examples. Keep one row per example."
+            )
     names = [layer.name for layer in layout.layers]
     return ForwardPass(
         layout,
         outputs.detach(),
         tuple(seen_inputs[name] for name in names),
         outputs,
-        tuple(edges[name] for name in names),
+        *zip(*(edges[name] for name in names), strict=True),
     )
 
 
@@ -124,8 +132,13 @@ def _recording(layout: ParameterLayout, seen_inputs: dict, edges: dict) -> Itera
                     f"layer {layer.name!r} ({type(module).__name__}) does not map one tensor to one tensor, so its inputs "
                     "cannot be recorded."
                 )
+            if not output.requires_grad:
+                raise UnsupportedLayerError(
+                    f"layer {layer.name!r} ({type(module).__name__}) runs where gradients are switched off (torch.no_grad() "
+                    "in forward?), so nothing can be backpropagated to it. Take that out, or freeze the layer."
+                )
             seen_inputs[layer.name] = args[0].detach()
-            edges[layer.name] = get_gradient_edge(output)
+            edges[layer.name] = get_gradient_edge(output), output.shape
 
         return hook
 
@@ -141,11 +154,11 @@ def _run(model: nn.Module, inputs: Tensor) -> Tensor:
     try:
         return model(inputs)
     except RuntimeError as error:
-        if "shape" not in str(error) and "size" not in str(error):
+        if not any(word in str(error) for word in ("shape", "size", "dtype")):
             raise
         raise ValueError(
-            f"the model does not take inputs of shape {tuple(inputs.shape)} ({error}). Pass (N, ...) with the "
-            "features that its first layer expects."
+            f"the model does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype} ({error}). Pass (N, ...) with "
+            "the features and the dtype that its first layer expects."
         ) from error
 
 
@@ -156,6 +169,8 @@ def refuse_inputs(layout: ParameterLayout, inputs: Tensor) -> None:
             f"inputs must be a torch.Tensor of shape (N, ...); got {type(inputs).__name__}. Convert them with "
             "torch.as_tensor(...)."
         )
+    if inputs.layout != torch.strided:
+        raise ValueError(f"inputs are stored as {inputs.layout}. Pass a dense tensor: inputs.to_dense().")
     if inputs.ndim < 1 or inputs.shape[0] == 0 or inputs.numel() == 0:
         raise ValueError(
             f"inputs hold no examples (shape {tuple(inputs.shape)}). Pass at least one: a Fisher is a mean over examples."
@@ -198,7 +213,7 @@ def refuse_weights(layout: ParameterLayout) -> None:
             if not torch.isfinite(parameter).all():
                 count = int((~torch.isfinite(parameter)).sum())
                 raise NonFiniteError(
-                    f"parameter {layer.name + '.' + key!r} holds NaN or infinity in {count} of {parameter.numel()} "
+                    f"parameter {f'{layer.name}.{key}'.lstrip('.')!r} holds NaN or infinity in {count} of {parameter.numel()} "
                     "entries: training has diverged, or a checkpoint is damaged. Load or initialize the weights again."
                 )
 
@@ -209,6 +224,16 @@ def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: Tensor) ->
         raise ValueError(
             f"the model must return outputs of shape (N, C) with N = {inputs.shape[0]} examples; got {given}. Flatten or "
             "pool inside the model."
+        )
+    if outputs.dtype != layout.dtype:
+        raise ValueError(
+            f"the model returns {outputs.dtype}, its parameters are {layout.dtype}. Return the parameters' dtype: take casts "
+            "out of forward, and run without torch.autocast."
+        )
+    if not outputs.requires_grad:
+        raise UnsupportedLayerError(
+            "the model's outputs do not depend on its trainable parameters by differentiable operations (detach() or argmax "
+            "in forward?). Return the logits or means themselves."
         )
     if not torch.isfinite(outputs.detach().sum()) and not torch.isfinite(outputs).all():
         refuse_weights(layout)

@@ -78,6 +78,6 @@ def _no_rule(rules: Callable, layer: Layer) -> str:
     own_forward = ", which has its own forward," if any(issubclass(kind, k) for k in rules.registry if k is not object) else ""
     return (
         f"no rule for layer {layer.name!r} ({kind.__name__}{own_forward}) in {rules.__name__}. There are rules for: "
-        f"{supported}. Register one with @natgrad_lab.fisher.{rules.__name__}.register({kind.__name__}), or freeze the "
-        f"layer: model.get_submodule({layer.name!r}).requires_grad_(False)."
+        f"{supported}. Register one with @natgrad_lab.fisher.{rules.__name__}.register({kind.__name__}), or freeze its own "
+        f"parameters: model.get_parameter({f'{layer.name}.{layer.parameter_names[0]}'.lstrip('.')!r}).requires_grad_(False)."
     )

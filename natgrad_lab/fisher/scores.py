@@ -84,6 +84,8 @@ class ScorePass:
 
     def gradient(self) -> Float[Tensor, " P"]:
         """Of the mean loss, in the flat order: −(1/N) Σ_n J_nᵀ score_n."""
+        if self.loss is None:
+            raise ValueError("a gradient needs the observed targets (loss_targets=... of score_pass); got None.")
         ones = self.outputs.new_full((self.num_examples,), -1.0 / self.num_examples)
         return torch.cat([layer.loss_rows.rmatmul(ones) for layer in self.layers])
 
@@ -122,6 +124,7 @@ def score_pass(
     scores = output_scores(likelihood, passed.outputs, fisher_type, targets, num_samples, generator)
     loss = None
     if loss_targets is not None:
+        loss_targets = loss_targets.detach()
         loss = likelihood.nll(passed.outputs, loss_targets).mean()
         scores = torch.cat([likelihood.score(passed.outputs, loss_targets).unsqueeze(0), scores])
     pulled = passed.pull_back(scores)
@@ -138,23 +141,30 @@ def score_pass(
 
 
 def refuse_hidden_uses(passed: ForwardPass) -> None:
-    """Raise if a layer's parameters act on the outputs in other ways than through the layer's own call.
+    """Raise if captured inputs and scores do not tell the whole story of a layer.
 
-    Compares PyTorch's gradient of one random combination of the outputs with the product of captured inputs and scores.
-    The bound is the square root of the machine precision, relative to the largest entry: far above rounding (sums of N
+    Random vectors are pulled back from a random half of the examples and from the rest. Scores that reach the other half
+    mean that examples mix (batch statistics, sums over the batch, rows in another order). A product of inputs and scores
+    other than PyTorch's gradient means that the parameters act on the outputs by another path too.
+    The bounds are the square root of the machine precision, relative to the largest entry: far above rounding (sums of N
     products), far below a missing or doubled path.
     """
     outputs = passed.outputs
     generator = torch.Generator(device=outputs.device).manual_seed(0)
     vectors = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
+    order = torch.randperm(len(outputs), generator=generator, device=outputs.device)
+    half = (order < (len(outputs) + 1) // 2).unsqueeze(1)
     expected = passed.parameter_gradient(vectors)
-    ones = outputs.new_ones(outputs.shape[0])
+    ones = outputs.new_ones(len(outputs))
+    bound = torch.finfo(outputs.dtype).eps ** 0.5
     scale = float(expected.abs().max())
-    for layer, inputs, scores in zip(
-        passed.layout.layers, passed.layer_inputs, passed.pull_back(vectors.unsqueeze(0)), strict=True
-    ):
-        captured = rule_for(row_block, layer)(layer.module, layer, inputs, scores).rmatmul(ones)
-        if float((captured - expected[layer.slice]).abs().max()) > scale * torch.finfo(outputs.dtype).eps ** 0.5:
+    pulled = passed.pull_back(torch.stack([vectors * half, vectors * ~half]))
+    for layer, inputs, scores in zip(passed.layout.layers, passed.layer_inputs, pulled, strict=True):
+        across = torch.where(half.view(-1, *[1] * (scores.ndim - 2)), scores[1], scores[0])
+        if float(across.abs().max()) > bound * float(scores.abs().max()):
+            raise UnsupportedLayerError(_mixing(f" (layer {layer.name!r} sees it)"))
+        rows = rule_for(row_block, layer)(layer.module, layer, inputs, scores.sum(0, keepdim=True))
+        if float((rows.rmatmul(ones) - expected[layer.slice]).abs().max()) > scale * bound:
             raise UnsupportedLayerError(
                 f"the parameters of layer {layer.name!r} ({type(layer.module).__name__}) act on the outputs in another way "
                 "too (tied weights: used as a plain tensor elsewhere in forward, or in a hook). Give each use its own "
@@ -163,19 +173,23 @@ def refuse_hidden_uses(passed: ForwardPass) -> None:
 
 
 def refuse_mixed_examples(model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-    """Raise if the outputs of the first half of the batch change when the second half is left out."""
+    """Raise if the outputs of half of the batch change when the other half is left out (by any path, or by chance)."""
     half = inputs.shape[0] // 2
     if half == 0:
         return
     devices = [inputs.device] if inputs.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices):
-        alone = model(inputs[:half].clone())
+        alone = model(inputs[-half:].clone())
     bound = torch.finfo(outputs.dtype).eps ** 0.5 * float(outputs.abs().max())
-    if float((alone - outputs[:half]).abs().max()) > bound:
-        raise UnsupportedLayerError(
-            "the model's outputs for an example change with the rest of the batch, or at random, so examples have no "
-            "gradient of their own. Call model.eval(), or remove what mixes examples (batch statistics, sampling)."
-        )
+    if alone.shape != outputs[-half:].shape or float((alone - outputs[-half:]).abs().max()) > bound:
+        raise UnsupportedLayerError(_mixing(", or at random"))
+
+
+def _mixing(how: str) -> str:
+    return (
+        f"the model's outputs for an example change with the rest of the batch{how}, so examples have no gradient of their "
+        "own. Call model.eval(), or remove what mixes examples (batch statistics, sums over the batch, sampling)."
+    )
 
 
 def _refuse_choice(likelihood: Likelihood, fisher_type: str, targets: Tensor | None, num_samples: int) -> None:
