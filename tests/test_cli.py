@@ -248,11 +248,37 @@ def test_lab_without_notebooks_or_jupyter_says_what_to_do(tmp_path, monkeypatch)
         start_lab(tmp_path)
 
 
+def test_a_notebook_that_was_not_made_yet_is_made_and_others_are_left_alone(tmp_path):
+    source = "# %% [markdown]\n# # A claim\n\n# %%\n1 + 1\n"
+    for name in ("01_one.py", "02_two.py", "helper.py"):
+        (tmp_path / name).write_text(source)
+    (tmp_path / "02_two.ipynb").write_text("mine")
+    assert launch.write_missing(tmp_path) == [tmp_path / "01_one.ipynb"]
+    made = json.loads((tmp_path / "01_one.ipynb").read_text())
+    assert [cell["cell_type"] for cell in made["cells"]] == ["markdown", "code"]
+    assert made["metadata"]["kernelspec"]["name"] == "python3" and (tmp_path / "02_two.ipynb").read_text() == "mine"
+    assert not (tmp_path / "helper.ipynb").exists() and launch.write_missing(tmp_path) == []
+
+
+# ---- notebooks
+
+
+def test_notebooks_reports_what_is_out_of_date(capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "natgrad_lab.notebooks.build", lambda paths, check, fast: calls.append((paths, check, fast)) or ["01 differs"]
+    )
+    assert natgrad(capsys, "notebooks", "--check")[:2] == (1, "01 differs\n")
+    assert natgrad(capsys, "notebooks", "--fast", "a.py")[:2] == (0, "01 differs\n")
+    assert calls == [(None, True, False), ([Path("a.py")], False, True)]
+
+
 @pytest.mark.slow
 def test_lab_really_starts_prints_its_address_and_shows_no_news(tmp_path):
     """The server answers with its token and refuses without; the news popup is off; Ctrl-C ends it."""
-    command = [sys.executable, "-m", "natgrad_lab", "lab", "--no-browser"]
-    log = tmp_path / "log"
+    (tmp_path / "notebooks").mkdir()
+    code = "import pathlib, sys, natgrad_lab.jupyter as j; j.start_lab(pathlib.Path(sys.argv[1]), ['--no-browser'])"
+    command, log = [sys.executable, "-c", code, str(tmp_path)], tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
     try:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -99,19 +100,47 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """Say what works on this machine, with a short self-check; exit code 1 with the reason if something does not."""
     from natgrad_lab.doctor import examine
 
-    findings = examine(checkout())
-    healthy = all(finding.ok for finding in findings)
+    raise typer.Exit(report(examine(checkout()), as_json))
+
+
+@app.command()
+def selftest(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+    """Compute exact Fishers, steps of every method and a live run, and compare; exit code 1 if something is off."""
+    from natgrad_lab.doctor import self_check
+
+    raise typer.Exit(report(self_check(checkout()), as_json))
+
+
+def report(findings: list, as_json: bool) -> int:
+    """Print the doctor's findings as a table or as JSON; 0 if all are well, else 1."""
+    failed = [finding.name for finding in findings if not finding.ok]
     if as_json:
-        print(json.dumps({"ok": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2))
-        raise typer.Exit(0 if healthy else 1)
+        print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        return int(bool(failed))
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         mark = "[red]fails[/]" if not finding.ok else "[yellow]note[/]" if finding.advice else "[green]ok[/]"
-        table.add_row(mark, finding.name, finding.value + (f"\n→ {finding.advice}" if finding.advice else ""))
+        table.add_row(mark, escape(finding.name), escape(finding.value))
+        if finding.advice:
+            table.add_row("", "", f"→ {escape(finding.advice)}")
     console.print(table)
-    failed = [finding.name for finding in findings if not finding.ok]
     console.print(f"[red]Not healthy: {', '.join(failed)}.[/]" if failed else "[green]Everything works.[/]")
-    raise typer.Exit(0 if healthy else 1)
+    return int(bool(failed))
+
+
+@app.command()
+def notebooks(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Sources (.py); all of notebooks/ if not given.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say which are out of date; exit code 1 if any.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="A trial run with less work; nothing is written.")] = False,
+):
+    """Run notebooks/*.py and write the .ipynb beside each, with pictures, for readers without a kernel."""
+    from natgrad_lab.notebooks import build
+
+    results = build(paths, check=check, fast=fast)
+    for result in results:
+        console.print(str(result), markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(int(check and bool(results)))
 
 
 @app.command()
