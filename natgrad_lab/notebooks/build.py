@@ -76,6 +76,7 @@ def read(path: Path):
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
+        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
     return notebook
 
 
@@ -121,7 +122,7 @@ def execute(notebook, folder: Path, *, fast: bool = False, timeout: int = 300) -
         store_widget_state=False, record_timing=False, resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
     try:
-        client.execute(env=environ)
+        client.execute(env=environ, cleanup_kc=True)  # the kernel ends here although the manager is ours
     except CellExecutionError as error:
         raise RuntimeError(f"a cell failed.\n{error}") from None
     for cell in notebook.cells:
