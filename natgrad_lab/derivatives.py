@@ -92,7 +92,7 @@ def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> F
     seen_inputs: dict[str, Tensor] = {}
     edges: dict[str, tuple[GradientEdge, torch.Size]] = {}
     with _recording(layout, seen_inputs, edges), torch.inference_mode(False), torch.enable_grad():
-        outputs = _run(model, inputs.clone() if inputs.is_inference() else inputs)
+        outputs = run_model(model, inputs.clone() if inputs.is_inference() else inputs)
     _refuse_outputs(layout, inputs, outputs)
     for layer in layout.layers:
         if layer.name not in edges:
@@ -150,7 +150,8 @@ def _recording(layout: ParameterLayout, seen_inputs: dict, edges: dict) -> Itera
             handle.remove()
 
 
-def _run(model: nn.Module, inputs: Tensor) -> Tensor:
+def run_model(model: nn.Module, inputs: Tensor) -> object:
+    """model(inputs), with PyTorch's complaints about shapes and dtypes turned into one about the inputs."""
     try:
         return model(inputs)
     except RuntimeError as error:
@@ -218,13 +219,18 @@ def refuse_weights(layout: ParameterLayout) -> None:
                 )
 
 
-def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: Tensor) -> None:
+def refuse_output_shape(inputs: Tensor, outputs: object) -> None:
+    """Raise unless the model returned one row of outputs per example."""
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[0] != inputs.shape[0]:
         given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"the model must return outputs of shape (N, C) with N = {inputs.shape[0]} examples; got {given}. Flatten or "
             "pool inside the model."
         )
+
+
+def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: object) -> None:
+    refuse_output_shape(inputs, outputs)
     if outputs.dtype != layout.dtype:
         raise ValueError(
             f"the model returns {outputs.dtype}, its parameters are {layout.dtype}. Return the parameters' dtype: take casts "

@@ -13,7 +13,7 @@ from torch import nn
 from natgrad_lab.derivatives import ForwardPass, forward_pass, refuse_weights
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.fisher.layers import row_block, rule_for
-from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.likelihoods import Likelihood, check_likelihood
 from natgrad_lab.names import known
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
@@ -193,10 +193,7 @@ def _mixing(how: str) -> str:
 
 
 def _refuse_choice(likelihood: Likelihood, fisher_type: str, targets: Tensor | None, num_samples: int) -> None:
-    if not isinstance(likelihood, Likelihood):
-        raise TypeError(
-            f"likelihood must be one of natgrad_lab.likelihoods (Categorical(), Bernoulli(), Gaussian()); got {likelihood!r}."
-        )
+    check_likelihood(likelihood)
     known(fisher_type, FISHER_TYPES, "fisher_type")
     if fisher_type == "empirical" and targets is None:
         raise ValueError("fisher_type='empirical' needs targets: the observed ones, targets=...")
