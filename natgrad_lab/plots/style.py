@@ -59,8 +59,8 @@ def colorscale(name: str) -> list[list]:
 def template() -> dict:
     """Plotly layout that every figure starts from; backgrounds are clear, so it suits light and dark pages."""
     axis = {
-        "showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False, "exponentformat": "power",
-        "gridcolor": "rgba(128,128,128,0.25)", "linecolor": GREY, "title": {"standoff": 6, "font": {"size": 13}}, "tickfont": {"size": 12},
+        "showline": True, "linecolor": GREY, "zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "ticks": "outside",
+        "ticklen": 4, "tickfont": {"size": 12}, "exponentformat": "power", "title": {"standoff": 6, "font": {"size": 13}},
     }  # fmt: skip
     return {
         "font": {"family": FONT, "size": 13, "color": "#444444"},

@@ -107,7 +107,7 @@ class LiveRun:
         self._listeners: list[Callable[[Frame], None]] = []
         self._latest: Frame | None = None
         # Below: the worker's own, never touched by callers.
-        self._step, self._record, self._message = 0, None, ""
+        self._step, self._record, self._message, self._error = 0, None, "", ""
         self._history = History(max_history)
         self._arrays: Mapping[str, Any] = {}
         self._dirty, self._shown_at = False, -float("inf")
@@ -260,7 +260,7 @@ class LiveRun:
 
     def _do(self, job: _Job) -> None:
         if job.restart:
-            self._step, self._record, self._message, self._arrays = 0, None, "", {}
+            self._step, self._record, self._message, self._error, self._arrays = 0, None, "", "", {}
             self._history.clear()
             self.problem.reset(**job.choices)
             self._dirty = True
@@ -298,28 +298,31 @@ class LiveRun:
 
     def _show(self, job: _Job) -> None:
         self._shown_at = self._clock()
-        if self._dirty:
+        if self._dirty and not self._error:
             self._arrays = MappingProxyType(dict(self.problem.snapshot()))
             self._dirty = False
-        self._emit(job, error="")
+        with self._changed:
+            if job.step and self._wishes.changes:
+                return  # a choice was changed meanwhile: the frame that shows it follows at once and replaces this one
+        self._emit(job)
 
     def _fail(self, job: _Job, error: str) -> None:
         with self._changed:
             if job.epoch != self._epoch or self._state in ("closed", "failed"):
                 return
-            self._state, self._wishes = "failed", _Wishes(restart=False, show=False)
+            self._state, self._wishes, self._error = "failed", _Wishes(restart=False, show=False), error
         try:
-            self._emit(job, error)
+            self._emit(job)
         except Exception:  # a listener that cannot even show an error: the state and `latest` still say it
             pass
 
-    def _emit(self, job: _Job, error: str) -> None:
+    def _emit(self, job: _Job) -> None:
         with self._changed:
             if job.epoch != self._epoch or self._state == "closed":
                 return
             frame = Frame(
                 job.epoch, self._step, MappingProxyType(job.choices), self._record, self._history.records(),
-                self._arrays, self._state, self._message, error,
+                self._arrays, self._state, self._message, self._error,
             )  # fmt: skip
             self._latest = frame
             listeners = tuple(self._listeners)

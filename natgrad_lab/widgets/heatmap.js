@@ -52,6 +52,7 @@ function render({ model, el }) {
     context.putImageData(image, 0, 0);
     const decorated = frame && frame.decoration === header.decoration;
     frame = header;
+    overlay.setAttribute("aria-label", frame.alt);
     if (!decorated) decorate(table);
     pixels.dataset.drawn = ++drawn;
     pixels.dataset.stamp = header.stamp;
@@ -63,7 +64,6 @@ function render({ model, el }) {
     new Uint32Array(ramped.data.buffer).set(table);
     ramp.getContext("2d").putImageData(ramped, 0, 0);
     [low.textContent, high.textContent, title.textContent] = [frame.low, frame.high, frame.title];
-    overlay.setAttribute("aria-label", frame.alt);
     if (cursor) cursor = { row: Math.min(cursor.row, frame.rows - 1), column: Math.min(cursor.column, frame.columns - 1) };
     layOut();
   }

@@ -40,7 +40,7 @@ def lab(tmp_path_factory):
     """(address with token, folder): JupyterLab as `make lab` sets it up, with settings and data of its own."""
     home = tmp_path_factory.mktemp("jupyter")
     folder = home / "notebooks"
-    shutil.copytree(ROOT / "notebooks", folder) if (ROOT / "notebooks").is_dir() else folder.mkdir()
+    _copy_notebooks(folder)
     token, port = secrets.token_hex(16), _free_port()
     environment = dict(os.environ) | {
         "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_PATH": str(ROOT / "natgrad_lab" / "jupyter"),
@@ -85,11 +85,11 @@ def chromium():
 
 @pytest.fixture
 def notebook(lab, chromium):
-    """`notebook(cells, width=1280)` opens a new notebook with these cells and runs it; returns a `Notebook`."""
+    """Give `notebook(*cells)`: it opens a new notebook of these cells, or an existing `file`, and runs it all."""
     opened = []
 
-    def open_notebook(*cells: str, width: int = 1280, height: int = 1000) -> "Notebook":
-        book = Notebook(lab, chromium, cells, width, height)
+    def open_notebook(*cells: str, file: str = "", width: int = 1280, height: int = 1000) -> "Notebook":
+        book = Notebook(lab, chromium, cells, file, width, height)
         opened.append(book)
         book.open()
         book.run_all()
@@ -103,11 +103,12 @@ def notebook(lab, chromium):
 class Notebook:
     """One notebook in one browser page."""
 
-    def __init__(self, lab, chromium, cells, width, height):
-        """Write the file and make the page."""
-        self.address, self.token, self.folder = lab
-        self.name = f"test_{secrets.token_hex(4)}.ipynb"
-        (self.folder / self.name).write_text(json.dumps(_notebook_file(cells)), encoding="utf-8")
+    def __init__(self, lab, chromium, cells, file, width, height):
+        """Write the file, if it is new, and make the page."""
+        self.address, self.token, folder = lab
+        self.name = file or f"test_{secrets.token_hex(4)}.ipynb"
+        if not file:
+            (folder / self.name).write_text(json.dumps(_notebook_file(cells)), encoding="utf-8")
         self.context = chromium.new_context(viewport={"width": width, "height": height})
         self.page = self.context.new_page()
         self.page.set_default_timeout(60_000)
@@ -123,13 +124,20 @@ class Notebook:
     def open(self) -> None:
         """Load JupyterLab with the notebook in front, without the side bar."""
         self.page.goto(f"{self.address}/lab/tree/{self.name}?reset&token={self.token}")
+        self.wait_open()
+        if self.page.is_visible("#jp-left-stack"):
+            self.command("application:toggle-left-area")
+
+    def wait_open(self) -> None:
+        """Wait until the notebook is there and its kernel answers."""
         self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         self.page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel")
-        self.command("application:toggle-left-area") if self.page.is_visible("#jp-left-stack") else None
 
-    def command(self, name: str, **arguments):
+    def command(self, name: str, **arguments) -> None:
         """Run a JupyterLab command and wait until it is done."""
-        return self.page.evaluate("([name, args]) => window.jupyterapp.commands.execute(name, args).then(() => null)", [name, arguments])
+        self.page.evaluate(
+            "([name, args]) => window.jupyterapp.commands.execute(name, args).then(() => null)", [name, arguments]
+        )
 
     def run_all(self) -> None:
         """Run every cell; returns when the last has finished."""
@@ -179,6 +187,25 @@ class Notebook:
         self.context.close()
 
 
+    def watch(self) -> None:
+        """Begin to note in the page when keys are pressed and when the canvas is painted (the frame after is on screen)."""
+        self.page.evaluate(_WATCH)
+
+    def noted(self) -> dict:
+        """What `watch` has noted: milliseconds of "keys", and of "paints" with their stamps."""
+        return self.page.evaluate("() => window.natgradNoted")
+
+
+_WATCH = """() => {
+  const noted = (window.natgradNoted = { keys: [], paints: [] });
+  const canvas = document.querySelector(".natgrad-heatmap-pixels");
+  document.addEventListener("keydown", (event) => noted.keys.push(event.timeStamp), true);
+  new MutationObserver(() => {
+    const stamp = canvas.dataset.stamp;
+    requestAnimationFrame(() => noted.paints.push([performance.now(), stamp]));
+  }).observe(canvas, { attributes: true, attributeFilter: ["data-drawn"] });
+}"""
+
 _EXECUTE = """async (code) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
   const future = kernel.requestExecute({ code, store_history: false });
@@ -190,6 +217,19 @@ _EXECUTE = """async (code) => {
   await future.done;
   return text;
 }"""
+
+
+def _copy_notebooks(folder: Path) -> None:
+    """The project's notebooks, each as .ipynb: the generated one, or made here from its .py."""
+    import jupytext
+
+    folder.mkdir()
+    for source in sorted((ROOT / "notebooks").glob("*.py")):
+        generated = source.with_suffix(".ipynb")
+        if generated.exists():
+            shutil.copy(generated, folder)
+        else:
+            jupytext.write(jupytext.read(source), folder / generated.name)
 
 
 def _notebook_file(cells) -> dict:

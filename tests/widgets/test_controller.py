@@ -187,6 +187,14 @@ def test_a_reset_that_fails_can_be_mended_by_another_choice(make):
     assert run.wait() and run.state == "idle"
 
 
+def test_a_view_that_comes_late_learns_of_the_failure(make):
+    run, _ = make(choices={"method": "unknown"})
+    late = []
+    run.subscribe(late.append)
+    assert run.wait()
+    assert "no method 'unknown'" in late[-1].error and late[-1].state == "failed"
+
+
 def test_a_listener_that_fails_is_shown_too(make):
     run, frames = make()
 

@@ -182,8 +182,9 @@ def test_a_closed_canvas_is_silent(page, canvas):
 
 
 def test_arrays_go_in_binary_and_redraws_are_rare(page):
-    import natgrad_lab as ng
     from toy import Clock
+
+    import natgrad_lab as ng
 
     clock = Clock()
     view = ng.widgets.PlotView(clock=clock)
@@ -205,8 +206,9 @@ def test_arrays_go_in_binary_and_redraws_are_rare(page):
 
 
 def test_plotly_is_sent_when_a_page_asks(page):
-    import natgrad_lab as ng
     from plotly.offline import get_plotlyjs
+
+    import natgrad_lab as ng
 
     view = ng.widgets.PlotView()
     page.ready(view)
