@@ -110,6 +110,8 @@ assert torch.allclose(fisher.matmul(across), torch.zeros(2))
 #
 # $$F = \frac1N \sum_n J_n^\top \Lambda_n J_n .$$
 #
+# (For the two weights $N = 1$, $J = x^\top$ and $\Lambda = p(1-p)$.)
+#
 # With the gradient $g$ of the loss, `sgd` takes the update $-\mathrm{lr}\; g$. The natural gradient takes
 # $-\mathrm{lr}\; (F + \lambda I)^{-1} g$, where $\lambda$ is the **damping**. Along an eigenvector of $F$ with eigenvalue
 # $s$ the gradient is divided by $s + \lambda$: shortened where predictions react strongly, lengthened, at most by
@@ -157,7 +159,7 @@ ng.plots.fisher_heatmap_figure(ng.plots.fisher_picture(fisher.to_dense().numpy()
 # **How to read it.** Row $i$ and column $j$ belong to two parameters. A bright cell says that to move both at once changes
 # the predictions more, or less, than the two moves alone. White lines separate the layers, which have the names `0`, `2`
 # and `4`. Each cell sums up about 17 × 17 entries. The ten blocks along the diagonal of layer `4` are the ten output
-# units. The cell below measures how the layers differ.
+# units. We measure how the layers differ, and then look closer.
 
 # %%
 for layer in layout.layers:
@@ -169,8 +171,8 @@ ng.plots.fisher_heatmap_figure(closeup, layout).update_layout(title_text="Two hi
 
 # %% [markdown]
 # **How to read it.** Now every cell is one entry. The first two hidden units of layer `0` make four squares, and each
-# square repeats 8 × 8 times: the eight rows of an image. The middle of an image row is bright, its ends are dark, and
-# some lines are black. What are they?
+# square repeats 8 × 8 times: the eight rows of an image. The thin bright lines between the squares are the biases. The
+# middle of an image row is bright, its ends are dark, and some lines are black. What are they?
 
 # %%
 never_inked = int((probe == 0).all(dim=0).sum())
@@ -191,11 +193,11 @@ start = {
 }
 print(f"condition number: {start['undamped']:.2g};  of F + 0.01 I: {start['damped']:.0f}")
 assert 1e5 < start["undamped"] < 1e6 and 150 < start["damped"] < 300
-ng.plots.spectrum_figure(eigenvalues[eigenvalues > 1e-12].numpy(), damping=1e-2)
+ng.plots.spectrum_figure(eigenvalues[-rank:].numpy(), damping=1e-2)
 
 # %% [markdown]
-# **How to read it.** Each dot is an eigenvalue, the largest on the left; both axes are logarithmic. The **condition
-# number** is the largest over the smallest that is not zero: more than 100,000. A single learning rate has to suit
+# **How to read it.** The eigenvalues from the largest, on the left, to the smallest; both axes are logarithmic. The
+# **condition number** is the largest over the smallest that is not zero: more than 100,000. A single learning rate has to suit
 # all these directions at once, and that is what makes gradient descent slow. With damping 0.01, everything
 # below the dashed line is treated alike, and the condition number of $F + \lambda I$ is below 300.
 #
@@ -220,12 +222,12 @@ panel = ng.widgets.live(replace(config, steps=5000), name="ten steps or a hundre
 panel
 
 # %% [markdown]
-# The same three runs without the widget, for a page that has no kernel behind it. A run yields one record for each
-# step; the record of step $k$ holds the loss *before* that step, so the loss after 10 steps is in the eleventh record. The
-# axes mean the same for all methods: nats per digit (logarithmic), and updates of the parameters.
+# A page without a kernel shows only the first heatmap above. So here are the same three runs without the widget: loss in
+# nats per digit, on a logarithmic axis, against updates of the parameters. A run yields one record for each step. The
+# record of step $k$ holds the loss *before* that step, so the loss after 10 steps is in the eleventh record.
 
 # %%
-steps = {"sgd": 100, "kfac": 20, "exact_ngd": 10}
+steps = {"sgd": 100, "kfac": 10, "exact_ngd": 10}
 choices = {"sgd": {"lr": 0.5}, "kfac": {"lr": 0.3, "damping": 1e-2}, "exact_ngd": {"lr": 0.5, "damping": 1e-2}}
 configs = {name: replace(config, method=name, steps=steps[name] + 1, **choices[name]) for name in steps}
 trained = {name: prepare(configs[name]) for name in steps}
@@ -235,7 +237,7 @@ ng.plots.loss_figure(runs)
 # %%
 loss_after = {name: [record.loss for record in runs[name]] for name in steps}
 milliseconds = {name: 1e3 * sorted(r.seconds for r in runs[name])[len(runs[name]) // 2] for name in steps}
-print("             10 steps   all steps   time of a step (median)")
+print("after       10 steps    the last   time of a step (median)")
 for name, losses in loss_after.items():
     print(f"{name:10} {losses[10]:10.4f} {losses[-1]:11.4f} nats {milliseconds[name]:9.1f} ms")
 assert abs(loss_after["exact_ngd"][10] - 0.012) < 0.002 and abs(loss_after["sgd"][100] - 0.026) < 0.004
@@ -326,9 +328,9 @@ print("not answered yet" if mine is None else f"relative error {ng.metrics.relat
 # %% [markdown]
 # ## References
 #
-# - [Amari1998]: the natural gradient as steepest descent where distance is KL.
-# - [Martens2020]: why its steps are long, and what damping has to do with trust; sections 6 and 8.
-# - [MartensGrosse2015]: K-FAC.
-# - [Kunstner2019]: why the Fisher uses targets of the model and not the labels.
+# - [Amari1998] on the natural gradient as steepest descent where distance is KL.
+# - [Martens2020] on the meaning of the Fisher, and on damping as trust in a quadratic model.
+# - [MartensGrosse2015] on K-FAC.
+# - [Kunstner2019] on why the Fisher takes the model's own targets and not the labels.
 #
 # Full entries are in `docs/references.md`.

@@ -105,6 +105,7 @@ def test_the_form_of_a_notebook(path):
         "Question.", "You need.", "Time.",
     ]  # fmt: skip
     text = "\n".join(prose)
+    assert not re.search(r"^[\s>*+-]*\[[^]]+\]:", text, re.MULTILINE), "Markdown swallows a line that begins with [word]:"
     for heading in ("## What we saw", "## Break it", "## Summary", "## Exercises", "## References"):
         assert heading in text, heading
     assert "**Predict" in text and text.count("<details>") == text.count("</details>") >= 2
