@@ -4,6 +4,7 @@ Each comes twice from one description: `*_spec` gives plotly's dict with numpy a
 `*_figure` the static Figure of it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
@@ -39,8 +40,16 @@ def loss_spec(runs: Mapping[str, Sequence], *, title: str = "Loss while training
     layout = style.template()
     layout |= {"title": layout["title"] | {"text": title}, "annotations": notes, "uirevision": uirevision}
     layout["xaxis"] |= {"rangemode": "tozero"} | _titled(layout["xaxis"], "optimizer steps")
-    layout["yaxis"] |= {"type": "log", "dtick": "D2"} | _titled(layout["yaxis"], "loss (nats, log)")
+    layout["yaxis"] |= {"type": "log"} | _titled(layout["yaxis"], "loss (nats, log)")
     layout["margin"] = layout["margin"] | {"r": 84}
+    drawn = np.concatenate([trace["y"] for trace in traces]) if traces else np.empty(0)
+    drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
+    if len(drawn):
+        layout["yaxis"] |= _full_numbers(drawn.min(), drawn.max())
+    else:
+        layout["xaxis"] |= {"range": [0, 10]}
+        layout["yaxis"] |= {"range": [-1, 1]} | _full_numbers(0.1, 10)
+        layout["annotations"] = [{"text": "no step yet", "x": 5, "y": 0, "showarrow": False, "font": {"color": style.GREY}}]
     return {"data": traces, "layout": layout}
 
 
@@ -101,3 +110,11 @@ def _label(text: str, x: float, y: float, colour: str) -> dict:
 
 def _titled(axis: dict, text: str) -> dict:
     return {"title": axis["title"] | {"text": text}}
+
+
+def _full_numbers(low: Real, high: Real) -> dict:
+    """Ticks of a log axis as whole numbers at 1, 2, 5, or only at decades if there are many: 0.5, not a small 5."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    digits = (1, 2, 5) if high / low < 1e3 else (1,)
+    values = [digit * 10.0**decade for decade in decades for digit in digits]
+    return {"tickmode": "array", "tickvals": values, "ticktext": [f"{value:.4g}" for value in values]}

@@ -30,9 +30,22 @@ def test_loss_figure_of_one_run_of_nothing_and_of_a_divergence():
     from natgrad_lab.plots import loss_figure
 
     assert loss_figure(records(1.0), "adam").data[0].name == "adam"
-    assert len(loss_figure({"sgd": ()}).data[0].x) == 0
+    empty = loss_figure({"sgd": ()})
+    assert len(empty.data[0].x) == 0 and [note.text for note in empty.layout.annotations] == ["no step yet"]
     [note] = loss_figure(records(1.0, 0.1, float("nan")), "sgd").layout.annotations
     assert (note.x, note.y) == (2, pytest.approx(-1)), "the label stands at the last finite loss"
+
+
+@pytest.mark.parametrize(
+    "losses, shown, hidden", [((2.0, 0.3), {"0.2", "0.5", "1", "2"}, set()), ((5.0, 1e-4), {"1", "0.001"}, {"0.5"})]
+)
+def test_loss_ticks_are_whole_numbers(losses, shown, hidden):
+    from natgrad_lab.plots import loss_figure
+
+    axis = loss_figure(records(*losses)).layout.yaxis
+    assert shown <= set(axis.ticktext) and not hidden & set(axis.ticktext)
+    assert [float(text) for text in axis.ticktext] == pytest.approx(list(axis.tickvals))
+    assert min(axis.tickvals) <= min(losses) and max(axis.tickvals) >= max(losses)
 
 
 def test_spectrum_figure_is_ranked_and_marks_the_damping():
