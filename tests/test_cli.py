@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -171,6 +172,17 @@ def test_the_doctor_fails_with_the_reason(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda root: findings)
     code, out, _ = natgrad(capsys, "doctor")
     assert code == 1 and "Not healthy: widgets." in out and "pip install anywidget" in out
+
+
+def test_a_wrong_fisher_and_a_step_that_goes_nowhere_are_found(monkeypatch):
+    from natgrad_lab import fisher, optimizers
+
+    right, record = fisher.dense_fisher, optimizers.StepRecord(1, 0.5)
+    monkeypatch.setattr(fisher, "dense_fisher", lambda *data: right(*data).map(lambda tensor: 1.001 * tensor))
+    idle = SimpleNamespace(step=lambda inputs, targets: record)
+    monkeypatch.setattr(optimizers, "METHODS", {"idle": lambda model, likelihood, lr: idle})
+    failed = {finding.name for finding in doctor.self_check(None) if not finding.ok}
+    assert failed == {"exact Fisher", "step of idle"}
 
 
 def test_a_check_that_raises_is_a_finding(monkeypatch):
