@@ -5,7 +5,7 @@ the gradient of [W | b] is s [a; 1]ᵀ, so Jacobians, per-example gradients, Fis
 products of captured pairs. The model is left as it was: no hook, no `.grad`, no change of mode or of the random state.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,10 +27,12 @@ class Call:
     """One use of a layer in the forward pass: its input (N, ..., D), detached, and where its output (N, ..., C) lies in the graph.
 
     `edges` are several for a recurrent layer: one per time step, the steps then being the input's second dimension.
+    `shape` is that of the output at an edge.
     """
 
     inputs: Tensor
     edges: tuple[GradientEdge, ...]
+    shape: torch.Size
     stacked: bool = False
 
 
@@ -56,31 +58,42 @@ class ForwardPass:
         Returns: per layer and call (∂f/∂(layer output))ᵀ v, shape (K, N, ...) with the layer's own output shape after N.
         Cost: K backward passes without weight gradients; the graph is kept for further calls.
         """
-        edges = [edge for calls in self.calls.values() for call in calls for edge in call.edges]
-        if not edges:
+        ends = [(edge, call.shape) for calls in self.calls.values() for call in calls for edge in call.edges]
+        if not ends:
             return {}
-        kept = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        edges = [edge for edge, _ in ends]
         if vectors.shape[0] == 1:
-            flat = [g.unsqueeze(0) for g in torch.autograd.grad(self._graph_outputs, edges, vectors[0], **kept)]
+            flat = [None if g is None else g.unsqueeze(0) for g in self._backward(edges, vectors[0])]
         else:
-            flat = list(torch.autograd.grad(self._graph_outputs, edges, vectors, is_grads_batched=True, **kept))
+            flat = self._backward(edges, vectors, is_grads_batched=True)
+        shapes = [(len(vectors), *shape) for _, shape in ends]
+        filled = iter([vectors.new_zeros(shape) if g is None else g for g, shape in zip(flat, shapes, strict=True)])
         pulled = {}
         for name, calls in self.calls.items():
-            parts = [[flat.pop(0) for _ in call.edges] for call in calls]
+            parts = [[next(filled) for _ in call.edges] for call in calls]
             pulled[name] = tuple(torch.stack(p, 2) if call.stacked else p[0] for p, call in zip(parts, calls, strict=True))
         return pulled
 
     def parameter_gradient(self, vectors: Tensor) -> Float[Tensor, " P"]:
         """Σ_n J_nᵀ v_n in the flat order, by PyTorch's own backward pass to the parameters; v (N, ..., C)."""
         parameters = [parameter for layer in self.layout.layers for parameter in layer.parameters]
-        gradients = torch.autograd.grad(
-            self._graph_outputs, parameters, vectors, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        gradients = self._backward(parameters, vectors, materialize_grads=True)
         flat = torch.empty(self.layout.dim, dtype=self.layout.dtype, device=self.layout.device)
         by_parameter = {id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)}
         for parameter, view in self.layout.split(flat):
             view.copy_(by_parameter[id(parameter)])
         return flat
+
+    def _backward(self, ends: Sequence[nn.Parameter | GradientEdge], vectors: Tensor, **choices) -> tuple[Tensor | None, ...]:
+        try:
+            return torch.autograd.grad(self._graph_outputs, ends, vectors, retain_graph=True, allow_unused=True, **choices)
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            raise UnsupportedLayerError(
+                "forward overwrites a tensor that its own gradient needs (an in-place operation on a layer's input after the "
+                f"layer has run), so PyTorch cannot differentiate it. Make that operation out of place. ({error})"
+            ) from error
 
 
 def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor, recorded: tuple[Layer, ...]) -> ForwardPass:
@@ -102,7 +115,7 @@ def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor, reco
     refuse_modes(model)
     calls: dict[str, list[Call]] = {layer.name: [] for layer in recorded}
     with _recording(recorded, calls, inputs.shape[0]), torch.inference_mode(False), torch.enable_grad():
-        outputs = _run(model, inputs.clone() if inputs.is_inference() else inputs)
+        outputs = run_model(model, inputs.clone() if inputs.is_inference() else inputs)
     _refuse_outputs(layout, inputs, outputs)
     for layer in recorded:
         if not calls[layer.name]:
@@ -123,10 +136,9 @@ def _recording(recorded: tuple[Layer, ...], calls: dict[str, list[Call]], num_ex
             if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(output, Tensor):
                 raise UnrecordableLayer(layers[0], "does not map one tensor to one tensor")
             if given[0].shape[0] != num_examples or output.shape[0] != num_examples:
-                raise UnrecordableLayer(
-                    layers[0], f"sees {tuple(given[0].shape)}, whose first dimension is not the {num_examples} examples"
-                )
-            calls[layers[0].name].append(Call(given[0].detach(), (get_gradient_edge(output),)))
+                raise UnrecordableLayer(layers[0], f"sees {tuple(given[0].shape)}, not {num_examples} examples first")
+            _refuse_cut(layers[0], output)
+            calls[layers[0].name].append(Call(given[0].detach(), (get_gradient_edge(output),), output.shape))
 
         return hook
 
@@ -140,8 +152,9 @@ def _recording(recorded: tuple[Layer, ...], calls: dict[str, list[Call]], num_ex
             output, uses = unroll(module, values["input"], values.get("hx"))
             name_of = {layer.parameter_names[0]: layer.name for layer in layers}
             for use in uses:
+                _refuse_cut(layers[0], use.products[0])
                 edges = tuple(get_gradient_edge(product) for product in use.products)
-                calls[name_of[use.key]].append(Call(torch.stack(use.inputs, 1), edges, stacked=True))
+                calls[name_of[use.key]].append(Call(torch.stack(use.inputs, 1), edges, use.products[0].shape, stacked=True))
             return output
 
         return hook
@@ -157,6 +170,14 @@ def _recording(recorded: tuple[Layer, ...], calls: dict[str, list[Call]], num_ex
             handle.remove()
 
 
+def _refuse_cut(layer: Layer, output: Tensor) -> None:
+    if not output.requires_grad:
+        raise UnsupportedLayerError(
+            f"layer {layer.name!r} ({type(layer.module).__name__}) runs where gradients are switched off (torch.no_grad() in "
+            "forward?), so nothing can be backpropagated to it. Take that out, or freeze the layer."
+        )
+
+
 class UnrecordableLayer(UnsupportedLayerError):
     """A layer whose use cannot be recorded in this pass; its rows can still be had by the generic route."""
 
@@ -166,15 +187,16 @@ class UnrecordableLayer(UnsupportedLayerError):
         self.module = layer.module
 
 
-def _run(model: nn.Module, inputs: Tensor) -> Tensor:
+def run_model(model: nn.Module, inputs: Tensor) -> object:
+    """model(inputs), with PyTorch's complaints about shapes and dtypes turned into one about the inputs."""
     try:
         return model(inputs)
     except RuntimeError as error:
-        if "shape" not in str(error) and "size" not in str(error):
+        if not any(word in str(error) for word in ("shape", "size", "dtype")):
             raise
         raise ValueError(
-            f"the model does not take inputs of shape {tuple(inputs.shape)} ({error}). Pass (N, ...) with the "
-            "features that its first layer expects."
+            f"the model does not take inputs of shape {tuple(inputs.shape)} and {inputs.dtype} ({error}). Pass (N, ...) with "
+            "the features and the dtype that its first layer expects."
         ) from error
 
 
@@ -185,6 +207,8 @@ def refuse_inputs(layout: ParameterLayout, inputs: Tensor) -> None:
             f"inputs must be a torch.Tensor of shape (N, ...); got {type(inputs).__name__}. Convert them with "
             "torch.as_tensor(...)."
         )
+    if inputs.layout != torch.strided:
+        raise ValueError(f"inputs are stored as {inputs.layout}. Pass a dense tensor: inputs.to_dense().")
     if inputs.ndim < 1 or inputs.shape[0] == 0 or inputs.numel() == 0:
         raise ValueError(
             f"inputs hold no examples (shape {tuple(inputs.shape)}). Pass at least one: a Fisher is a mean over examples."
@@ -228,17 +252,32 @@ def refuse_weights(layout: ParameterLayout) -> None:
             if not torch.isfinite(parameter).all():
                 count = int((~torch.isfinite(parameter)).sum())
                 raise NonFiniteError(
-                    f"parameter {layer.name + '.' + key!r} holds NaN or infinity in {count} of {parameter.numel()} "
+                    f"parameter {f'{layer.name}.{key}'.lstrip('.')!r} holds NaN or infinity in {count} of {parameter.numel()} "
                     "entries: training has diverged, or a checkpoint is damaged. Load or initialize the weights again."
                 )
 
 
-def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: Tensor) -> None:
+def refuse_output_shape(inputs: Tensor, outputs: object) -> None:
+    """Raise unless the model returned one tensor with the examples first."""
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.shape[0] != inputs.shape[0]:
         given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
-            f"the model must return one tensor of outputs, (N, C) or (N, positions, C), with N = {inputs.shape[0]} examples "
-            f"first; got {given}. Choose or reshape inside the model."
+            f"the model must return outputs of shape (N, C), or (N, positions, C), with N = {inputs.shape[0]} examples; got "
+            f"{given}. Choose or reshape inside the model."
+        )
+
+
+def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: object) -> None:
+    refuse_output_shape(inputs, outputs)
+    if outputs.dtype != layout.dtype:
+        raise ValueError(
+            f"the model returns {outputs.dtype}, its parameters are {layout.dtype}. Return the parameters' dtype: take casts "
+            "out of forward, and run without torch.autocast."
+        )
+    if not outputs.requires_grad:
+        raise UnsupportedLayerError(
+            "the model's outputs do not depend on its trainable parameters by differentiable operations (detach() or argmax "
+            "in forward?). Return the logits or means themselves."
         )
     if not torch.isfinite(outputs.detach().sum()) and not torch.isfinite(outputs).all():
         refuse_weights(layout)

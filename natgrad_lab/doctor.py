@@ -35,8 +35,13 @@ class Finding:
 
 def examine(root: Path | None) -> list[Finding]:
     """Run every check. `root` is the checkout, None for an installed package."""
-    checks = (versions, machine, widgets, browser, exact_fisher, methods, live_run)
-    return [finding for check in checks for finding in attempt(check, root)]
+    checks = (versions, machine, widgets, browser)
+    return [finding for check in checks for finding in attempt(check, root)] + self_check(root)
+
+
+def self_check(root: Path | None) -> list[Finding]:
+    """Compute something with each part and compare; a few seconds."""
+    return [finding for check in (exact_fisher, methods, live_run) for finding in attempt(check, root)]
 
 
 def attempt(check: Callable[[Path | None], list[Finding]], root: Path | None) -> list[Finding]:

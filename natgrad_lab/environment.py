@@ -141,13 +141,16 @@ def make_environment(venv):
 def install(root, python, extras):
     """Install the tested versions; torch first, so that a machine without an NVIDIA GPU never gets a CUDA build."""
     constraints = root / "constraints.txt"
-    torch = next(line for line in constraints.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
-    if wants_cpu_torch() and not has_torch(python, torch):
-        print(f"Installing {torch} for the CPU (about 200 MB).", flush=True)
-        pip(root, python, "--no-deps", "--retries", "2", "--index-url", CPU_TORCH_INDEX, torch)
+    pin = next(line for line in constraints.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+    kept = []
+    if wants_cpu_torch():
+        if not has_torch(python, pin):
+            print(f"Installing {pin} for the CPU (about 200 MB).", flush=True)
+            pip(root, python, "--no-deps", "--retries", "2", "--index-url", CPU_TORCH_INDEX, pin)
+        kept = [f"torch=={torch_version(python)}"]  # with its +cpu, so that nothing makes pip take PyPI's instead
     print("Installing the other requirements (about a minute; 1.5 GB in all).", flush=True)
     target = "{}[{}]".format(root, ",".join(extras)) if extras else str(root)
-    pip(root, python, "--constraint", str(constraints), "--editable", target)
+    pip(root, python, "--constraint", str(constraints), *kept, "--editable", target)
 
 
 def wants_cpu_torch():
@@ -157,9 +160,15 @@ def wants_cpu_torch():
 
 def has_torch(python, pin):
     """Whether that interpreter has torch at the pinned version, whatever the build."""
+    version = torch_version(python)
+    return version is not None and satisfies(version, pin[len("torch") :])
+
+
+def torch_version(python):
+    """The version of torch which that interpreter has, such as 2.13.0+cpu; None without one."""
     code = "from importlib.metadata import version; print(version('torch'))"
     answer = subprocess.run([str(python), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    return answer.returncode == 0 and satisfies(answer.stdout.decode().strip(), pin[len("torch") :])
+    return answer.stdout.decode().strip() if answer.returncode == 0 else None
 
 
 def pip(root, python, *arguments):
@@ -199,6 +208,8 @@ def advice_for(arguments, output):
     """What to do about a failed pip, by what it said and what it was asked."""
     if "No space left" in output:
         return f"The disk is full: free about {GIGABYTES_NEEDED} GB and run the command again."
+    if "ResolutionImpossible" in output or "Requires-Python" in output:
+        return "The versions in constraints.txt are tested with Python 3.11 to 3.13: try one of those (PYTHON=python3.12)."
     if CPU_TORCH_INDEX in arguments:
         return (
             f"torch for the CPU comes from {CPU_TORCH_INDEX}. If that host is blocked here, get the file elsewhere and "

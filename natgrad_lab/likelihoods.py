@@ -287,4 +287,12 @@ class Gaussian(Likelihood):
         _refuse_real_targets("Gaussian", outputs, targets)
 
 
+def check_likelihood(likelihood: object) -> None:
+    """Refuse what is no likelihood: a class, a name, a loss of PyTorch's."""
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(
+            f"likelihood must be one of natgrad_lab.likelihoods (Categorical(), Bernoulli(), Gaussian()); got {likelihood!r}."
+        )
+
+
 LIKELIHOODS = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}

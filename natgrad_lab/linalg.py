@@ -50,6 +50,11 @@ def rounding_level(dim: int, largest: Tensor) -> Tensor:
     return dim * torch.finfo(largest.dtype).eps * largest.abs()
 
 
+def zero_level(dim: int, largest: Tensor) -> float:
+    """Below it a pivot or an eigenvalue counts as zero: ten rounding levels, because the matrix itself, a sum, carries some."""
+    return 10 * rounding_level(dim, largest).item()
+
+
 def check_symmetric(matrix: Float[Tensor, "m m"]) -> None:
     """Refuse an asymmetric matrix: Cholesky and eigh would silently read one triangle of it.
 
@@ -68,7 +73,7 @@ def check_symmetric(matrix: Float[Tensor, "m m"]) -> None:
 def damped_cholesky(matrix: Float[Tensor, "m m"], damping: Real = 0.0) -> Float[Tensor, "m m"]:
     """Lower Cholesky factor of matrix + damping I.
 
-    In exact arithmetic every pivot is at least `damping`. With damping 0 a pivot within the rounding level counts as
+    In exact arithmetic every pivot is at least `damping`. With damping 0 a pivot within ten rounding levels counts as
     zero and the matrix is refused, even where Cholesky passes by luck. With damping > 0 a pivot below damping / 2 means
     that rounding has eaten the damping: a jitter of eps times the largest diagonal entry, then 10, 100, 1000 times
     that, is added and stated in a NumericalWarning.
@@ -81,7 +86,7 @@ def damped_cholesky(matrix: Float[Tensor, "m m"], damping: Real = 0.0) -> Float[
     largest = matrix.diagonal().abs().max() + damping
     factor, smallest = _try_cholesky(matrix, damping)
     if damping == 0:
-        if smallest is None or smallest <= rounding_level(len(matrix), largest):
+        if smallest is None or smallest <= zero_level(len(matrix), largest):
             raise _singular(matrix, damping, smallest, largest)
         return factor
     jitter = 0.0
@@ -119,7 +124,7 @@ def _singular(matrix: Tensor, damping: float, pivot: Tensor | None, largest: Ten
         size = f"its smallest eigenvalue is {torch.linalg.eigvalsh(matrix)[0].item() + damping:.3g}"
     else:
         size = "its Cholesky factorization breaks down"
-    return not_positive_definite(len(matrix), size, damping, rounding_level(len(matrix), largest).item())
+    return not_positive_definite(len(matrix), size, damping, zero_level(len(matrix), largest))
 
 
 def not_positive_definite(dim: int, size: str, damping: float, level: float) -> NotPositiveDefiniteError:
@@ -127,7 +132,7 @@ def not_positive_definite(dim: int, size: str, damping: float, level: float) -> 
     advice = "give more damping, or use float64" if damping else "give damping > 0 (or more, if it was damped before)"
     return NotPositiveDefiniteError(
         f"a {dim} x {dim} system at damping {damping:.3g} is singular to working precision: {size}, and anything up to "
-        f"{level:.3g} (dim * eps * largest) is rounding. Its inverse does not exist numerically; {advice}."
+        f"{level:.3g} (10 * dim * eps * largest) is rounding. Its inverse does not exist numerically; {advice}."
     )
 
 
@@ -169,7 +174,7 @@ def psd_eigvalsh(matrix: Float[Tensor, "m m"]) -> Float[Tensor, " m"]:
 
 def clamp_spectrum(eigenvalues: Float[Tensor, "*m"]) -> Float[Tensor, "*m"]:
     """Set negatives within ten rounding levels to 0 (the matrix carries rounding too); refuse other negative ones."""
-    level = 10 * rounding_level(eigenvalues.numel(), eigenvalues.abs().max()).item()
+    level = zero_level(eigenvalues.numel(), eigenvalues.abs().max())
     if (smallest := eigenvalues.min().item()) < -level:
         raise NotPositiveDefiniteError(
             f"a positive semidefinite matrix has no negative eigenvalues; this one of dimension {eigenvalues.numel()} "
@@ -180,10 +185,10 @@ def clamp_spectrum(eigenvalues: Float[Tensor, "*m"]) -> Float[Tensor, "*m"]:
 
 
 def invertible_spectrum(eigenvalues: Float[Tensor, "*m"], damping: Real = 0.0) -> Float[Tensor, "*m"]:
-    """Eigenvalues + damping, all positive; with damping 0 those within the rounding level count as 0: refused."""
+    """Eigenvalues + damping, all positive; with damping 0 those within ten rounding levels count as 0: refused."""
     damping = check_damping(damping)
     spectrum = clamp_spectrum(eigenvalues) + damping
-    level = rounding_level(spectrum.numel(), spectrum.max()).item() if damping == 0 else 0.0
+    level = zero_level(spectrum.numel(), spectrum.max()) if damping == 0 else 0.0
     if (smallest := spectrum.min().item()) <= level:
         raise not_positive_definite(spectrum.numel(), f"its smallest eigenvalue is {smallest:.3g}", damping, level)
     return spectrum

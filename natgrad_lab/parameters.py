@@ -221,6 +221,10 @@ def _refuse_mixed(layout: ParameterLayout) -> None:
             f"the trainable parameters are {given}; they must share one dtype and one device. Use model.to(dtype=..., "
             "device=...)."
         )
+    if layout.device.type == "meta":
+        raise UnsupportedLayerError(
+            "the parameters are on the meta device: they hold no numbers. Use model.to_empty(device=...) and initialize them."
+        )
     if layout.dtype not in (torch.float32, torch.float64):
         raise UnsupportedLayerError(
             f"the parameters are {layout.dtype}; Fisher matrices are computed in float32 or float64. Use model.float() or "

@@ -25,6 +25,7 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(trylast=True)  # after folders have marked what is in them
 def pytest_collection_modifyitems(config, items):
     """Deselect what the options leave out; skip what this machine cannot run (never the browser tests in CI)."""
     from natgrad_lab import suite

@@ -60,13 +60,14 @@ def test_an_indefinite_matrix_is_refused_at_any_small_damping():
         linalg.damped_cholesky(torch.diag(torch.tensor([1.0, -1])), 0.1)
 
 
-def test_jitter_is_stated_with_its_size():
-    """A negative eigenvalue of 3 eps, as rounding leaves one, and a damping far below it."""
+@pytest.mark.parametrize("multiple", [0.01, 4])
+def test_jitter_is_stated_with_its_size(multiple):
+    """A negative eigenvalue of 3 eps, as rounding leaves one; damping 4 eps passes Cholesky, but is mostly eaten."""
     eps = torch.finfo(torch.float64).eps
     M = torch.diag(torch.tensor([1.0, -3 * eps]))
-    with pytest.warns(NumericalWarning, match=r"jitter 2.22e-15 was added, so the result is for damping 2.22e-15"):
-        L = linalg.damped_cholesky(M, eps / 100)
-    torch.testing.assert_close((L @ L.mT)[1, 1].item(), 7 * eps + eps / 100, rtol=1e-2, atol=0)
+    with pytest.warns(NumericalWarning, match=r"jitter 2.22e-15 was added, so the result is for damping"):
+        L = linalg.damped_cholesky(M, multiple * eps)
+    assert (L @ L.mT)[1, 1].item() == pytest.approx((10 + multiple - 3) * eps, rel=1e-2, abs=0)
 
 
 @pytest.mark.parametrize("solver", [linalg.damped_cholesky, linalg.psd_eigh, linalg.psd_eigvalsh])

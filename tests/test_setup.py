@@ -108,6 +108,16 @@ def test_every_package_that_gets_installed_is_pinned():
     assert unpinned == set()
 
 
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0", "3.13.0"])
+def test_every_pinned_version_allows_the_pythons_we_promise(python):
+    """Debian 12 has Python 3.11.2: a pin that wants 3.11.5 would keep it out."""
+    pins = [line.split("==") for line in FILES["constraints.txt"].splitlines() if "==" in line]
+    for name, version in pins:
+        for found in metadata.distributions(name=name):
+            if found.version.split("+")[0] == version:
+                assert SpecifierSet(found.metadata["Requires-Python"] or "").contains(python), f"{name}=={version}"
+
+
 def test_the_environment_satisfies_its_own_requirements():
     assert environment.unmet(environment.requirements(ROOT, ["test"])) == []
 
@@ -269,6 +279,7 @@ def test_failing_pip_says_what_to_do(tmp_path):
         ((), "OSError: [Errno 28] No space left on device", "free about"),
         (("--index-url", environment.CPU_TORCH_INDEX), "Could not find a version", "A CUDA build is not installed instead"),
         ((), "getaddrinfo failed", "HTTPS_PROXY"),
+        ((), "ERROR: ResolutionImpossible: for help visit", "tested with Python 3.11 to 3.13"),
     ],
 )
 def test_advice_fits_the_failure(arguments, output, advice):
@@ -284,17 +295,34 @@ def test_only_linux_without_a_gpu_needs_the_cpu_index(monkeypatch, has_gpu, plat
     assert environment.wants_cpu_torch() == expected
 
 
-@pytest.mark.parametrize("wants_cpu", [True, False])
-def test_torch_comes_first_and_from_the_cpu_index_alone(monkeypatch, wants_cpu):
+@pytest.fixture
+def pip_calls(monkeypatch):
+    """What pip would be asked for on Linux without a GPU, by an interpreter with torch 2.13.0+cpu."""
     calls = []
     monkeypatch.setattr(environment, "pip", lambda root, python, *arguments: calls.append(arguments))
-    monkeypatch.setattr(environment, "wants_cpu_torch", lambda: wants_cpu)
+    monkeypatch.setattr(environment, "wants_cpu_torch", lambda: True)
+    monkeypatch.setattr(environment, "torch_version", lambda python: "2.13.0+cpu")
+    return calls
+
+
+def test_the_cpu_torch_comes_first_from_its_own_index_and_stays(pip_calls, monkeypatch):
     monkeypatch.setattr(environment, "has_torch", lambda python, pin: False)
     environment.install(ROOT, Path("python"), ["test"])
-    if wants_cpu:
-        first = calls.pop(0)
-        assert "--no-deps" in first and environment.CPU_TORCH_INDEX in first and "torch==2.13.0" in first
-    assert calls == [("--constraint", str(ROOT / "constraints.txt"), "--editable", f"{ROOT}[test]")]
+    first, second = pip_calls
+    assert "--no-deps" in first and environment.CPU_TORCH_INDEX in first and "torch==2.13.0" in first
+    assert second[:3] == ("--constraint", str(ROOT / "constraints.txt"), "torch==2.13.0+cpu")
+    assert second[3:] == ("--editable", f"{ROOT}[test]")
+
+
+def test_a_torch_that_is_there_is_not_installed_again(pip_calls):
+    environment.install(ROOT, Path("python"), [])
+    assert [call[2:] for call in pip_calls] == [("torch==2.13.0+cpu", "--editable", str(ROOT))]
+
+
+def test_with_a_gpu_torch_is_left_to_the_pin(pip_calls, monkeypatch):
+    monkeypatch.setattr(environment, "wants_cpu_torch", lambda: False)
+    environment.install(ROOT, Path("python"), [])
+    assert [call[2:] for call in pip_calls] == [("--editable", str(ROOT))]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

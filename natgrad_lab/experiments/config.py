@@ -62,4 +62,6 @@ class ExperimentConfig:
         names = [f.name for f in fields(ExperimentConfig)]
         for name in values:
             known(name, names, "field of ExperimentConfig")
+        if "sizes" in values:
+            values["sizes"] = tuple(values["sizes"])
         return ExperimentConfig(**values)

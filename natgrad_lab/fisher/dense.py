@@ -131,7 +131,7 @@ def _buffer(out: Tensor | None, dim: int, like: Tensor) -> Tensor:
         announce(dim * dim * like.element_size(), f"a dense {dim} x {dim} Fisher")
         return like.new_empty(dim, dim)
     wrong = out.shape != (dim, dim) or out.dtype != like.dtype or out.device != like.device or out.stride(1) != 1
-    if wrong or out.requires_grad:
+    if wrong or out.requires_grad or (dim > 1 and out.stride(0) < dim):
         raise ValueError(
             f"out must be a ({dim}, {dim}) buffer, {like.dtype} on {like.device}, with contiguous rows; got "
             f"{tuple(out.shape)}, {out.dtype} on {out.device}, strides {out.stride()}. Make it with "

@@ -17,7 +17,7 @@ from natgrad_lab.derivatives import ForwardPass, UnrecordableLayer, forward_pass
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.fisher.generic import generic_rows
 from natgrad_lab.fisher.layers import rule_for
-from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.likelihoods import Likelihood, check_likelihood
 from natgrad_lab.names import known
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
@@ -100,6 +100,8 @@ class ScorePass:
 
     def gradient(self) -> Float[Tensor, " P"]:
         """Of the mean loss, in the flat order: −(1/N) Σ_n J_nᵀ score_n."""
+        if self.loss is None:
+            raise ValueError("a gradient needs the observed targets (loss_targets=... of score_pass); got None.")
         ones = self.outputs.new_full((self.num_examples,), -1.0 / self.num_examples)
         return torch.cat([layer.loss_rows.rmatmul(ones) for layer in self.layers])
 
@@ -136,7 +138,7 @@ def score_pass(
         passed, generic = _recorded_pass(model, layout, inputs)
     outputs = likelihood.positions(passed.outputs)  # (N, S, C)
     fisher_targets, loss_targets = (
-        None if given is None else likelihood.flat_targets(passed.outputs, given) for given in (targets, loss_targets)
+        None if given is None else likelihood.flat_targets(passed.outputs, given.detach()) for given in (targets, loss_targets)
     )
     scores = output_scores(likelihood, outputs, fisher_type, fisher_targets, num_samples, generator)
     loss, loss_scores, first, num_scores = None, None, 0, scores.shape[0]
@@ -184,8 +186,12 @@ def _note(generic: tuple[Layer, ...], num_examples: int, num_vectors: int) -> st
 
 def captured_rows(passed: ForwardPass, vectors: Tensor) -> dict[str, RowBlock]:
     """Rows of every recorded layer for `vectors` (K, N, ...) at the outputs; calls of one layer are summed."""
+    return rows_of(passed, passed.pull_back(vectors))
+
+
+def rows_of(passed: ForwardPass, pulled: dict[str, tuple[Tensor, ...]]) -> dict[str, RowBlock]:
+    """Rows from scores already pulled back to every call."""
     blocks: dict[str, RowBlock] = {}
-    pulled = passed.pull_back(vectors)
     for layer in passed.layout.layers:
         rule = rule_for(layer)
         for call, scores in zip(passed.calls.get(layer.name, ()), pulled.get(layer.name, ()), strict=True):
@@ -195,29 +201,63 @@ def captured_rows(passed: ForwardPass, vectors: Tensor) -> dict[str, RowBlock]:
 
 
 def refuse_hidden_uses(passed: ForwardPass) -> None:
-    """Raise if a recorded layer's parameters act on the outputs in other ways than through the layer's own calls.
+    """Raise if captured inputs and scores do not tell the whole story of a layer.
 
-    Compares PyTorch's gradient of one random combination of the outputs with the product of captured inputs and scores.
-    The bound is the square root of the machine precision, relative to the largest entry: far above rounding (sums of N
+    Random vectors are pulled back from a random half of the examples and from the rest. Scores that reach the other half
+    mean that examples mix (batch statistics, sums over the batch, rows in another order). A product of inputs and scores
+    other than PyTorch's gradient means that the parameters act on the outputs by another path too.
+    The bounds are the square root of the machine precision, relative to the largest entry: far above rounding (sums of N
     products), far below a missing or doubled path.
     """
     outputs = passed.outputs
     generator = torch.Generator(device=outputs.device).manual_seed(0)
     vectors = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
+    order = torch.randperm(len(outputs), generator=generator, device=outputs.device)
+    half = _like((order < (len(outputs) + 1) // 2), outputs)
     expected = passed.parameter_gradient(vectors)
-    ones = outputs.new_ones(outputs.shape[0])
+    ones = outputs.new_ones(len(outputs))
+    bound = torch.finfo(outputs.dtype).eps ** 0.5
     scale = float(expected.abs().max())
-    captured = captured_rows(passed, vectors.unsqueeze(0))
-    for layer in passed.layout.layers:
-        if layer.name not in captured:
-            continue
+    pulled = passed.pull_back(torch.stack([vectors * half, vectors * ~half]))
+    for name, scores in ((name, each) for name, calls in pulled.items() for each in calls):
+        across = torch.where(_like(half.flatten(1)[:, 0], scores[0]), scores[1], scores[0])
+        if float(across.abs().max()) > bound * float(scores.abs().max()):
+            raise UnsupportedLayerError(_mixing(f" (layer {name!r} sees it)"))
+    both = {name: tuple(scores.sum(0, keepdim=True) for scores in calls) for name, calls in pulled.items()}
+    captured = rows_of(passed, both)
+    for layer in (layer for layer in passed.layout.layers if layer.name in captured):
         off = captured[layer.name].rmatmul(ones) - expected[layer.slice]
-        if float(off.abs().max()) > scale * torch.finfo(outputs.dtype).eps ** 0.5:
+        if float(off.abs().max()) > scale * bound:
             raise UnsupportedLayerError(
                 f"the parameters of layer {layer.name!r} ({type(layer.module).__name__}) act on the outputs in another way "
                 "too (tied weights: used as a plain tensor elsewhere in forward, or in a hook). Give each use its own "
                 "layer, or freeze the layer."
             )
+
+
+def _like(per_example: Tensor, tensor: Tensor) -> Tensor:
+    """(N,) with as many further dimensions as `tensor` (N, ...) has."""
+    return per_example.view(-1, *[1] * (tensor.ndim - 1))
+
+
+def refuse_mixed_examples(model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    """Raise if the outputs of half of the batch change when the other half is left out (by any path, or by chance)."""
+    half = inputs.shape[0] // 2
+    if half == 0:
+        return
+    devices = [inputs.device] if inputs.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices), quiet_attention():
+        alone = model(inputs[-half:].clone())
+    bound = torch.finfo(outputs.dtype).eps ** 0.5 * float(outputs.abs().max())
+    if alone.shape != outputs[-half:].shape or float((alone - outputs[-half:]).abs().max()) > bound:
+        raise UnsupportedLayerError(_mixing(", or at random"))
+
+
+def _mixing(how: str) -> str:
+    return (
+        f"the model's outputs for an example change with the rest of the batch{how}, so examples have no gradient of their "
+        "own. Call model.eval(), or remove what mixes examples (batch statistics, sums over the batch, sampling)."
+    )
 
 
 @contextmanager
@@ -227,28 +267,9 @@ def quiet_attention() -> Iterator[None]:
         yield
 
 
-def refuse_mixed_examples(model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
-    """Raise if the outputs of the first half of the batch change when the second half is left out."""
-    half = inputs.shape[0] // 2
-    if half == 0:
-        return
-    devices = [inputs.device] if inputs.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        alone = model(inputs[:half].clone())
-    bound = torch.finfo(outputs.dtype).eps ** 0.5 * float(outputs.abs().max())
-    if alone.shape != outputs[:half].shape or float((alone - outputs[:half]).abs().max()) > bound:
-        raise UnsupportedLayerError(
-            "the model's outputs for an example change with the rest of the batch, or at random, so examples have no "
-            "gradient of their own. Call model.eval(), or remove what mixes examples (batch statistics, sampling)."
-        )
-
-
 def refuse_choice(likelihood: Likelihood, fisher_type: str, targets: Tensor | None, num_samples: int) -> None:
     """Raise for a likelihood that is none, an unknown fisher_type, missing targets, or a bad number of samples."""
-    if not isinstance(likelihood, Likelihood):
-        raise TypeError(
-            f"likelihood must be one of natgrad_lab.likelihoods (Categorical(), Bernoulli(), Gaussian()); got {likelihood!r}."
-        )
+    check_likelihood(likelihood)
     known(fisher_type, FISHER_TYPES, "fisher_type")
     if fisher_type == "empirical" and targets is None:
         raise ValueError("fisher_type='empirical' needs targets: the observed ones, targets=...")

@@ -26,6 +26,8 @@ def start_lab(root: Path | None, options: Sequence[str] = ()) -> int:
             f"JupyterLab with the widgets needs {', '.join(missing)}, not found by {sys.executable}. Run `make lab` "
             f"(or `python3 -m natgrad_lab lab`), which installs it, or: pip install {' '.join(missing)}"
         )
+    for path in write_missing(folder):
+        print(f"Made {path.name} from {path.with_suffix('.py').name}.")
     command = [sys.executable, "-m", "jupyterlab", *lab_options(folder, options)]
     environ = lab_environment(root, os.environ)
     print(f"Starting JupyterLab on {folder}; Ctrl-C twice stops it.", flush=True)
@@ -38,10 +40,21 @@ def notebooks_folder(root: Path | None) -> Path:
     """The folder of the notebooks; FileNotFoundError with what to do where there is none."""
     if root is None or not (root / "notebooks").is_dir():
         place = "an installed package carries none" if root is None else f"{root / 'notebooks'} does not exist"
-        raise FileNotFoundError(
-            f"There are no notebooks here: {place}. Get the source folder and run `make lab` in it."
-        )
+        raise FileNotFoundError(f"There are no notebooks here: {place}. Get the source folder and run `make lab` in it.")
     return root / "notebooks"
+
+
+def write_missing(folder: Path) -> list[Path]:
+    """Write the `.ipynb` of each source that has none, not executed (`natgrad notebooks` executes); return them."""
+    missing = [path for path in sorted(folder.glob("[0-9]*.py")) if not path.with_suffix(".ipynb").exists()]
+    if missing:
+        import nbformat
+
+        from natgrad_lab.notebooks import read
+
+        for path in missing:
+            nbformat.write(read(path), path.with_suffix(".ipynb"))
+    return [path.with_suffix(".ipynb") for path in missing]
 
 
 def lab_options(folder: Path, options: Sequence[str]) -> list[str]:

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from natgrad_lab.errors import NonFiniteError
 from natgrad_lab.fisher.scores import ScorePass, score_pass
-from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.likelihoods import Likelihood, check_likelihood
 from natgrad_lab.linalg import check_damping
 from natgrad_lab.optimizers.record import NAN, StepRecord
+from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
 
 
@@ -56,7 +57,7 @@ class FlatOptimizer(Optimizer):
         if max_kl is not None and not (math.isfinite(max_kl) and max_kl > 0):
             raise ValueError(f"max_kl must be a positive number of nats, or None; got {max_kl}.")
         defaults = {"lr": check_lr(lr), "damping": check_damping(damping)}
-        super().__init__([p for p in model.parameters() if p.requires_grad], defaults)
+        super().__init__(trained_parameters(model, likelihood), defaults)
         self.model, self.likelihood, self.max_kl = model, likelihood, max_kl
         self.num_steps = 0
         device = self.param_groups[0]["params"][0].device
@@ -143,6 +144,13 @@ class FlatOptimizer(Optimizer):
 
     def _load_own_state(self, state: dict) -> None:
         pass
+
+
+def trained_parameters(model: nn.Module, likelihood: Likelihood) -> list[nn.Parameter]:
+    """What an optimizer of this model is to train; refuses a model without a flat order, and what is no likelihood."""
+    check_likelihood(likelihood)
+    ParameterLayout(model)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def check_lr(lr: float) -> float:

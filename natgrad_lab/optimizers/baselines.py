@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from natgrad_lab.derivatives import refuse_inputs, refuse_weights
+from natgrad_lab.derivatives import refuse_inputs, refuse_output_shape, refuse_weights, run_model
 from natgrad_lab.likelihoods import Likelihood
-from natgrad_lab.optimizers.base import check_lr
+from natgrad_lab.optimizers.base import check_lr, trained_parameters
 from natgrad_lab.optimizers.record import StepRecord
 from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.shapes import Tensor
@@ -34,7 +34,8 @@ class RecordedStep:
         if self.num_steps == 0:
             refuse_weights(self._layout)
         with torch.enable_grad():
-            outputs = self.model(inputs)
+            outputs = run_model(self.model, inputs)
+            refuse_output_shape(inputs, outputs)
             self.likelihood.validate(outputs.detach(), targets)
             loss = self.likelihood.nll(outputs, targets).mean()
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
@@ -79,7 +80,7 @@ class SGD(RecordedStep, torch.optim.SGD):
         self, model: nn.Module, likelihood: Likelihood, *, lr: float, momentum: float = 0.0, damping: float | None = None
     ):
         """See the class."""
-        super().__init__([p for p in model.parameters() if p.requires_grad], lr=check_lr(lr), momentum=momentum)
+        super().__init__(trained_parameters(model, likelihood), lr=check_lr(lr), momentum=momentum)
         self._begin(model, likelihood)
 
     def step(self, inputs: Tensor, targets: Tensor) -> StepRecord:
@@ -92,7 +93,7 @@ class Adam(RecordedStep, torch.optim.Adam):
 
     def __init__(self, model: nn.Module, likelihood: Likelihood, *, lr: float, damping: float | None = None):
         """See the class."""
-        super().__init__([p for p in model.parameters() if p.requires_grad], lr=check_lr(lr))
+        super().__init__(trained_parameters(model, likelihood), lr=check_lr(lr))
         self._begin(model, likelihood)
 
     def step(self, inputs: Tensor, targets: Tensor) -> StepRecord:

@@ -2,7 +2,7 @@
 
 import torch
 
-from natgrad_lab.linalg import damped_cholesky
+from natgrad_lab.linalg import damped_cholesky, zero_level
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import BlockDiagonal, Kronecker, StructuredMatrix, factored_tikhonov
 
@@ -20,7 +20,9 @@ def factored_inverse(fisher: BlockDiagonal, damping: float) -> BlockDiagonal:
 
 def _inverse(matrix: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    return torch.cholesky_inverse(damped_cholesky(matrix) if failed else factor)  # which says why, or warns
+    if failed or factor.diagonal().square().min() <= zero_level(len(matrix), matrix.diagonal().max()):
+        factor = damped_cholesky(matrix)  # says why there is no inverse
+    return torch.cholesky_inverse(factor)
 
 
 INVERSES = {"factored": factored_inverse, "exact": exact_inverse}

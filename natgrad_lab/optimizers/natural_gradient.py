@@ -115,5 +115,4 @@ class ExactNaturalGradient(FlatOptimizer):
         started = time.perf_counter()
         self.solution = ExactFisher(scores, self.likelihood).solve(damping)
         phases["solve"] = time.perf_counter() - started
-        direction = self.solution.direction
-        return Direction(direction, self.solution.gradient - damping * direction)
+        return Direction(self.solution.direction, self.solution.fisher_product)

@@ -4,7 +4,9 @@ Each comes twice from one description: `*_spec` gives plotly's dict with numpy a
 `*_figure` the static Figure of it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 import plotly.graph_objects as go
@@ -33,16 +35,25 @@ def loss_spec(runs: Mapping[str, Sequence], *, title: str = "Loss while training
         )  # fmt: skip
         finite = np.flatnonzero(np.isfinite(losses) & (losses > 0))
         if len(finite):
-            notes.append(_label(method, steps[finite[-1]], np.log10(losses[finite[-1]]), style.method_colour(method)))
+            end = float(steps[finite[-1]]), float(np.log10(losses[finite[-1]]))
+            notes.append(_label(method, *end, style.method_colour(method)))
     layout = style.template()
     layout |= {"title": layout["title"] | {"text": title}, "annotations": notes, "uirevision": uirevision}
-    layout["xaxis"] |= {"title": {"text": "optimizer steps"}, "rangemode": "tozero"}
-    layout["yaxis"] |= {"type": "log", "title": {"text": "loss (nats per example, log)"}}
+    layout["xaxis"] |= {"rangemode": "tozero"} | _titled(layout["xaxis"], "optimizer steps")
+    layout["yaxis"] |= {"type": "log"} | _titled(layout["yaxis"], "loss (nats, log)")
     layout["margin"] = layout["margin"] | {"r": 84}
+    drawn = np.concatenate([trace["y"] for trace in traces]) if traces else np.empty(0)
+    drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
+    if len(drawn):
+        layout["yaxis"] |= _full_numbers(drawn.min(), drawn.max())
+    else:
+        layout["xaxis"] |= {"range": [0, 10]}
+        layout["yaxis"] |= {"range": [-1, 1]} | _full_numbers(0.1, 10)
+        layout["annotations"] = [{"text": "no step yet", "x": 5, "y": 0, "showarrow": False, "font": {"color": style.GREY}}]
     return {"data": traces, "layout": layout}
 
 
-def spectrum_spec(eigenvalues: np.ndarray, damping: float | None = None, *, uirevision: str = "spectrum") -> dict:
+def spectrum_spec(eigenvalues: np.ndarray, damping: Real | None = None, *, uirevision: str = "spectrum") -> dict:
     """Eigenvalues of the exact Fisher against their rank, both log, with a line at the damping.
 
     Args:
@@ -53,12 +64,12 @@ def spectrum_spec(eigenvalues: np.ndarray, damping: float | None = None, *, uire
     values = values[values > 0]
     layout = style.template()
     layout |= {"title": layout["title"] | {"text": "Spectrum of the exact Fisher"}, "uirevision": uirevision}
-    layout["xaxis"] |= {"type": "log", "title": {"text": "rank of the eigenvalue (log)"}}
-    layout["yaxis"] |= {"type": "log", "title": {"text": "eigenvalue (1 / parameter², log)"}}
+    layout["xaxis"] |= {"type": "log", "dtick": 1} | _titled(layout["xaxis"], "rank (log)")
+    layout["yaxis"] |= {"type": "log", "nticks": 6} | _titled(layout["yaxis"], "eigenvalue (nats, log)")
     traces = [
         {
-            "type": "scatter", "mode": "markers", "name": "eigenvalues", "x": np.arange(1, len(values) + 1, dtype=np.float32),
-            "y": values, "marker": {"color": style.EXACT, "size": 4},
+            "type": "scatter", "mode": "lines", "name": "eigenvalues", "y": values,
+            "x": np.arange(1, len(values) + 1, dtype=np.float32), "line": {"color": style.EXACT, "width": 2.5},
             "hovertemplate": "eigenvalue %{x}: %{y:.3g}<extra></extra>",
         }
     ]  # fmt: skip
@@ -71,7 +82,9 @@ def spectrum_spec(eigenvalues: np.ndarray, damping: float | None = None, *, uire
                 "hovertemplate": "damping λ = %{y:.3g}<extra></extra>",
             }
         )  # fmt: skip
-        note = {"text": f"damping λ = {damping:.1e}", "xanchor": "left", "yanchor": "bottom", "showarrow": False}
+        # Below the line on the left there is room, unless the damping is above every eigenvalue.
+        side = "top" if len(values) and damping < values[0] else "bottom"
+        note = {"text": f"damping λ = {damping:.1e}", "xanchor": "left", "yanchor": side, "showarrow": False}
         layout["annotations"] = [note | {"x": 0.0, "y": float(np.log10(damping)), "font": {"color": style.GREY}}]
     return {"data": traces, "layout": layout}
 
@@ -82,7 +95,7 @@ def loss_figure(records: Sequence | Mapping[str, Sequence], method: str = "loss"
     return go.Figure(loss_spec(runs, **options))
 
 
-def spectrum_figure(eigenvalues: np.ndarray, damping: float | None = None) -> go.Figure:
+def spectrum_figure(eigenvalues: np.ndarray, damping: Real | None = None) -> go.Figure:
     """Eigenvalues against rank, log-log, with the damping."""
     return go.Figure(spectrum_spec(eigenvalues, damping))
 
@@ -90,6 +103,18 @@ def spectrum_figure(eigenvalues: np.ndarray, damping: float | None = None) -> go
 def _label(text: str, x: float, y: float, colour: str) -> dict:
     """Direct label to the right of a line's end; (x, y) in axis units, so log10 where the axis is log."""
     return {
-        "text": text, "x": float(x), "y": float(y), "xanchor": "left", "yanchor": "middle", "xshift": 6,
+        "text": text, "x": x, "y": y, "xanchor": "left", "yanchor": "middle", "xshift": 6,
         "showarrow": False, "font": {"color": colour, "size": 12},
     }  # fmt: skip
+
+
+def _titled(axis: dict, text: str) -> dict:
+    return {"title": axis["title"] | {"text": text}}
+
+
+def _full_numbers(low: Real, high: Real) -> dict:
+    """Ticks of a log axis as whole numbers at 1, 2, 5, or only at decades if there are many: 0.5, not a small 5."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    digits = (1, 2, 5) if high / low < 1e3 else (1,)
+    values = [digit * 10.0**decade for decade in decades for digit in digits]
+    return {"tickmode": "array", "tickvals": values, "ticktext": [f"{value:.4g}" for value in values]}

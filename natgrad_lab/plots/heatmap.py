@@ -21,6 +21,7 @@ class Scale:
     """How entries become colours. `pooled` names how a cell sums up its entries: "rms" or "peak"."""
 
     name: str
+    label: str
     title: str
     pooled: str
     colours: str
@@ -30,9 +31,9 @@ class Scale:
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("log", "|F|, log scale", "rms", "sequential", signed=False),
-        Scale("signed", "F, linear scale", "peak", "diverging", signed=True),
-        Scale("correlation", "F_ij / √(F_ii F_jj)", "peak", "diverging", signed=True),
+        Scale("log", "log |F|", "|F|, log scale", "rms", "sequential", signed=False),
+        Scale("signed", "signed F", "F, linear scale", "peak", "diverging", signed=True),
+        Scale("correlation", "correlation", "F_ij / √(F_ii F_jj)", "peak", "diverging", signed=True),
     )
 }
 _POOLED_AS = {"rms": "root mean square per cell", "peak": "largest |entry| per cell, with its sign"}
@@ -52,9 +53,8 @@ class Picture:
     @property
     def is_pooled(self) -> bool:
         """Whether some cell stands for more than one entry."""
-        return self.row_edges[-1] - self.row_edges[0] > len(self.values) or bool(
-            self.column_edges[-1] - self.column_edges[0] > self.values.shape[1]
-        )
+        rows, columns = (edges[-1] - edges[0] for edges in (self.row_edges, self.column_edges))
+        return bool(rows > self.values.shape[0] or columns > self.values.shape[1])
 
     @property
     def title(self) -> str:

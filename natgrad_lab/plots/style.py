@@ -8,6 +8,7 @@ References: [OkabeIto2008], [Ottosson2020].
 """
 
 from functools import cache
+from numbers import Real
 
 import numpy as np
 
@@ -23,7 +24,9 @@ EXACT = BLUE  # quantities of the exact Fisher
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 # Lightness, chroma and hue (degrees) at equal distances along each map.
-_SEQUENTIAL = [(0.16, 0.05, 285), (0.34, 0.14, 290), (0.52, 0.17, 340), (0.70, 0.16, 40), (0.87, 0.13, 85), (0.98, 0.06, 105)]
+_SEQUENTIAL = [
+    (0.16, 0.05, 285), (0.324, 0.14, 290), (0.488, 0.17, 340), (0.652, 0.17, 35), (0.816, 0.14, 80), (0.98, 0.06, 105),
+]  # fmt: skip
 _DIVERGING = [(0.30, 0.13, 260), (0.55, 0.13, 250), (0.80, 0.08, 240), (0.975, 0.0, 240)]
 _DIVERGING_HOT = [(0.975, 0.0, 40), (0.80, 0.08, 45), (0.55, 0.16, 32), (0.30, 0.11, 25)]
 
@@ -56,15 +59,15 @@ def colorscale(name: str) -> list[list]:
 def template() -> dict:
     """Plotly layout that every figure starts from; backgrounds are clear, so it suits light and dark pages."""
     axis = {
-        "showline": True, "ticks": "outside", "ticklen": 4, "zeroline": False, "exponentformat": "power",
-        "gridcolor": "rgba(128,128,128,0.25)", "linecolor": GREY, "title": {"standoff": 8}, "automargin": True,
+        "showline": True, "linecolor": GREY, "zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "ticks": "outside",
+        "ticklen": 4, "tickfont": {"size": 12}, "exponentformat": "power", "title": {"standoff": 6, "font": {"size": 13}},
     }  # fmt: skip
     return {
         "font": {"family": FONT, "size": 13, "color": "#444444"},
         "title": {"x": 0.0, "xref": "paper", "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 14}},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 16, "t": 34, "b": 44},
+        "margin": {"l": 66, "r": 16, "t": 34, "b": 44},
         "xaxis": dict(axis),
         "yaxis": dict(axis),
         "showlegend": False,
@@ -72,7 +75,7 @@ def template() -> dict:
     }
 
 
-def _sample(points: list[tuple[float, float, float]], count: int) -> np.ndarray:
+def _sample(points: list[tuple[Real, Real, Real]], count: int) -> np.ndarray:
     """Interpolate a map through OKLCh points (hues the short way round), as (count, 3) uint8."""
     where = np.linspace(0, 1, len(points))
     at = np.linspace(0, 1, count)

@@ -26,6 +26,7 @@ from natgrad_lab.structures.dense import Dense
 from natgrad_lab.structures.low_rank import LowRank
 from natgrad_lab.structures.row_blocks import RowBlock, mirror_upper
 
+_PASSES = 4  # each multiplies the residual by eps * ‖M‖ / damping
 _RESIDUAL = 1e-14  # of the refined solve, relative: rounding of float64
 _CHUNK = 1 << 24  # numbers of R formed at a time by to_dense
 
@@ -98,7 +99,7 @@ class Gram(StructuredMatrix):
     def solve(self, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:
         """(M + damping I)⁻¹ x = (x - Rᵀ(RRᵀ + damping I)⁻¹ R x) / damping (Woodbury), in float64.
 
-        For x close to the range of Rᵀ, as gradients are, the subtraction cancels: a second pass corrects the first.
+        For x close to the range of Rᵀ, as gradients are, the subtraction cancels: further passes correct the first.
         With at least as many rows as parameters the matrix itself is factored.
         """
         self._check(x)
@@ -107,10 +108,12 @@ class Gram(StructuredMatrix):
         self._require_damping(damping)
         residual = wide = x.double()
         solution = torch.zeros_like(wide)
-        for _ in range(2):
+        for _ in range(_PASSES):
             inside = self._double.rmatmul(self._rows_solve(self._double.rows_matmul(residual), damping))
             solution = solution + (residual - inside) / float(damping)
             residual = wide - self._double.matmul(solution) - float(damping) * solution
+            if (residual.norm(dim=0) <= 10 * _RESIDUAL * wide.norm(dim=0)).all():
+                break
         return solution.to(self.dtype)
 
     def power(self, p: Real, damping: Real = 0.0) -> StructuredMatrix:

@@ -14,7 +14,7 @@ from natgrad_lab.structures.base import TensorFields
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RowBlock(TensorFields):
-    """A block (R, P_l) of columns of R, known through its products. Whether it is finite is checked by the Gram it is put in."""
+    """A block (R, P_l) of columns of R, known through its products. The Gram it is put in checks that it is finite."""
 
     _must_be_finite = False
 

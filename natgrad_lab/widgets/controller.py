@@ -12,8 +12,9 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from natgrad_lab.widgets import registry
 from natgrad_lab.widgets.history import History
@@ -21,6 +22,7 @@ from natgrad_lab.widgets.history import History
 STATES = ("idle", "running", "paused", "failed", "closed")
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What a live run steps. All four methods are called from the worker thread alone."""
 
@@ -70,7 +72,7 @@ class _Wishes:
     restart: bool = True
     show: bool = True
     changes: dict[str, Any] = field(default_factory=dict)
-    steps: float = 0.0  # how many more; inf while running freely
+    steps: Real = 0  # how many more; inf while running freely
 
 
 class LiveRun:
@@ -87,7 +89,7 @@ class LiveRun:
         choices: Mapping[str, Any] | None = None,
         *,
         name: str = "live",
-        max_fps: float = 20.0,
+        max_fps: Real = 20,
         max_history: int = 1000,
         owner: object | None = None,
         wanted: Callable[[], bool] = lambda: True,
@@ -105,7 +107,7 @@ class LiveRun:
         self._listeners: list[Callable[[Frame], None]] = []
         self._latest: Frame | None = None
         # Below: the worker's own, never touched by callers.
-        self._step, self._record, self._message = 0, None, ""
+        self._step, self._record, self._message, self._error = 0, None, "", ""
         self._history = History(max_history)
         self._arrays: Mapping[str, Any] = {}
         self._dirty, self._shown_at = False, -float("inf")
@@ -185,7 +187,7 @@ class LiveRun:
                 self._wishes.show = True
                 self._changed.notify_all()
 
-    def wait(self, timeout: float = 10.0) -> bool:
+    def wait(self, timeout: Real = 10.0) -> bool:
         """Block until the worker has nothing left to do; False if that took longer than `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._resting and not self._has_work(), timeout)
@@ -205,7 +207,7 @@ class LiveRun:
         if self._state == "closed":
             raise RuntimeError(f"The run {self.name!r} is closed. Make a new one (run the cell again).")
 
-    def _go(self, steps: float) -> None:
+    def _go(self, steps: Real) -> None:
         with self._changed:
             self._refuse_if_closed()
             if self._state == "failed":
@@ -258,7 +260,7 @@ class LiveRun:
 
     def _do(self, job: _Job) -> None:
         if job.restart:
-            self._step, self._record, self._message, self._arrays = 0, None, "", {}
+            self._step, self._record, self._message, self._error, self._arrays = 0, None, "", "", {}
             self._history.clear()
             self.problem.reset(**job.choices)
             self._dirty = True
@@ -296,28 +298,31 @@ class LiveRun:
 
     def _show(self, job: _Job) -> None:
         self._shown_at = self._clock()
-        if self._dirty:
+        if self._dirty and not self._error:
             self._arrays = MappingProxyType(dict(self.problem.snapshot()))
             self._dirty = False
-        self._emit(job, error="")
+        with self._changed:
+            if job.step and self._wishes.changes:
+                return  # a choice was changed meanwhile: the frame that shows it follows at once and replaces this one
+        self._emit(job)
 
     def _fail(self, job: _Job, error: str) -> None:
         with self._changed:
             if job.epoch != self._epoch or self._state in ("closed", "failed"):
                 return
-            self._state, self._wishes = "failed", _Wishes(restart=False, show=False)
+            self._state, self._wishes, self._error = "failed", _Wishes(restart=False, show=False), error
         try:
-            self._emit(job, error)
+            self._emit(job)
         except Exception:  # a listener that cannot even show an error: the state and `latest` still say it
             pass
 
-    def _emit(self, job: _Job, error: str) -> None:
+    def _emit(self, job: _Job) -> None:
         with self._changed:
             if job.epoch != self._epoch or self._state == "closed":
                 return
             frame = Frame(
                 job.epoch, self._step, MappingProxyType(job.choices), self._record, self._history.records(),
-                self._arrays, self._state, self._message, error,
+                self._arrays, self._state, self._message, self._error,
             )  # fmt: skip
             self._latest = frame
             listeners = tuple(self._listeners)

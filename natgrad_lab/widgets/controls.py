@@ -36,7 +36,7 @@ class Controls(ipw.HBox):
         self.start = ipw.Button(description="Start", icon="play", button_style="primary", **button)
         self.step = ipw.Button(description="Step", icon="step-forward", tooltip="one optimizer step", **button)
         self.reset = ipw.Button(description="Reset", icon="undo", tooltip="back to step 0", **button)
-        scales = [(f"{name}: {scale.title}", name) for name, scale in SCALES.items()]
+        scales = [(scale.label, name) for name, scale in SCALES.items()]
         self.scale = ipw.Dropdown(options=scales, value=choices["scale"], description="scale", **dropdown)
         self.picture = ipw.Dropdown(options=pictures, value=choices["picture"], description="part of F", **dropdown)
         children = [self.method, self.lr, self.damping, self.start, self.step, self.reset, self.scale, self.picture]

@@ -62,13 +62,14 @@ function render({ model, el }) {
   flow.paint = async (header, buffers) => {
     try {
       plotly ??= await loadPlotly(flow.send);
-      waiting.textContent = "";
+      waiting.style.display = "none";
       figure = withArrays(header.figure, buffers);
       root.setAttribute("aria-label", header.alt);
       await draw();
       root.dataset.drawn = ++drawn;
       root.dataset.stamp = header.stamp;
     } catch (error) {
+      waiting.style.display = "block";
       waiting.textContent = `The plot cannot be drawn: ${error}`;
     }
   };

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from numbers import Real
 
 import numpy as np
 import traitlets
@@ -19,9 +20,9 @@ class PlotView(FlowView):
     """
 
     _esm = source("flow.js", "curves.js")
-    height = traitlets.Int(230, help="in CSS pixels").tag(sync=True)
+    height = traitlets.Int(262, help="in CSS pixels").tag(sync=True)
 
-    def __init__(self, *, max_redraws: float = 4.0, clock: Callable[[], float] = time.monotonic, **traits):
+    def __init__(self, *, max_redraws: Real = 4, clock: Callable[[], Real] = time.monotonic, **traits):
         """Begin empty; `show` brings the first figure."""
         self._interval, self._clock = 1.0 / max_redraws, clock
         self._shown_at = -float("inf")

@@ -53,7 +53,7 @@ def write_html(path: str | Path, arrays: Mapping[str, Any], runs: Mapping[str, t
 def _parts(arrays: Mapping[str, Any], runs: Mapping[str, tuple], damping: float) -> list[go.Figure]:
     return [
         fisher_heatmap_figure(arrays["picture"], arrays["layout"]),
-        spectrum_figure(arrays["eigenvalues"], damping),
+        spectrum_figure(arrays["eigenvalues"][: arrays["rank"]], damping),
         loss_figure(runs),
     ]
 

@@ -52,6 +52,7 @@ function render({ model, el }) {
     context.putImageData(image, 0, 0);
     const decorated = frame && frame.decoration === header.decoration;
     frame = header;
+    overlay.setAttribute("aria-label", frame.alt);
     if (!decorated) decorate(table);
     pixels.dataset.drawn = ++drawn;
     pixels.dataset.stamp = header.stamp;
@@ -63,7 +64,6 @@ function render({ model, el }) {
     new Uint32Array(ramped.data.buffer).set(table);
     ramp.getContext("2d").putImageData(ramped, 0, 0);
     [low.textContent, high.textContent, title.textContent] = [frame.low, frame.high, frame.title];
-    overlay.setAttribute("aria-label", frame.alt);
     if (cursor) cursor = { row: Math.min(cursor.row, frame.rows - 1), column: Math.min(cursor.column, frame.columns - 1) };
     layOut();
   }
@@ -128,7 +128,8 @@ function render({ model, el }) {
   }
 
   function mark(pen, unitX, unitY, dark) {
-    const box = [cursor.column * unitX - 2, cursor.row * unitY - 2, unitX + 4, unitY + 4];
+    const [extraX, extraY] = [unitX, unitY].map((unit) => Math.max(4, 12 - unit)); // tiny cells get a larger frame
+    const box = [cursor.column * unitX - extraX / 2, cursor.row * unitY - extraY / 2, unitX + extraX, unitY + extraY];
     pen.setLineDash([]);
     pen.lineWidth = 3;
     pen.strokeStyle = dark === "0,0,0" ? "white" : "black";

@@ -30,6 +30,8 @@ class HeatmapCanvas(FlowView):
         """Begin empty; `show` brings the first picture."""
         self._pictures: OrderedDict[int, tuple[Picture, ParameterLayout]] = OrderedDict()
         self._guard = threading.RLock()
+        self._decorated: tuple[tuple, dict] | None = None
+        self._decorations = 0
         super().__init__(**traits)
 
     def show(self, picture: Picture, layout: ParameterLayout, *, stamp: str = "", alt: str = "") -> None:
@@ -40,18 +42,28 @@ class HeatmapCanvas(FlowView):
             alt: what the picture shows, in words.
         """
         pixels = picture.to_uint8()
-        low, high = (f"{limit:.0e}" if abs(limit) < 0.1 or abs(limit) >= 1000 else f"{limit:g}" for limit in picture.limits)
-        header = {
-            "type": "frame", "rows": pixels.shape[0], "columns": pixels.shape[1], "colours": picture.scale.colours,
-            "low": low, "high": high, "title": picture.title, "stamp": stamp, "alt": alt or picture.title,
-            "grid": {"rows": grid_lines(layout, picture.row_edges), "columns": grid_lines(layout, picture.column_edges)},
-        }  # fmt: skip
-        header["decoration"] = str(hash(repr(header | {"stamp": ""})))
+        header = {"type": "frame", "stamp": stamp, "alt": alt or picture.title, **self._decoration(picture, layout)}
         with self._guard:
             number = self._frames.push(header, [pixels.tobytes()])
             self._pictures[number] = (picture, layout)
             while len(self._pictures) > _REMEMBERED:
                 self._pictures.popitem(last=False)
+
+    def _decoration(self, picture: Picture, layout: ParameterLayout) -> dict:
+        """Everything around the pixels, made anew only when it changes; the page draws it anew only then, too."""
+        edges = picture.row_edges, picture.column_edges
+        key = (picture.title, picture.limits, repr(layout), *(each.tobytes() for each in edges))
+        if self._decorated is None or self._decorated[0] != key:
+            self._decorations += 1
+            low, high = (f"{value:.0e}" if not 0.1 <= abs(value) < 1000 else f"{value:g}" for value in picture.limits)
+            rows, columns = (grid_lines(layout, each) for each in edges)
+            decoration = {
+                "decoration": self._decorations, "rows": picture.values.shape[0], "columns": picture.values.shape[1],
+                "colours": picture.scale.colours, "low": low, "high": high, "title": picture.title,
+                "grid": {"rows": rows, "columns": columns},
+            }  # fmt: skip
+            self._decorated = key, decoration
+        return self._decorated[1]
 
     @property
     def picture(self) -> Picture | None:

@@ -2,8 +2,10 @@
 
 import functools
 import threading
+import time
 import traceback
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
 import ipywidgets as ipw
@@ -23,6 +25,7 @@ from natgrad_lab.widgets.heatmap import HeatmapCanvas, with_png
 from natgrad_lab.widgets.state import WHOLE, picture_choices
 from natgrad_lab.widgets.training import TrainingProblem, begin_config, begin_model
 
+_WORDS_EVERY = 0.1  # seconds between texts while running; faster cannot be read
 DEFAULT = ExperimentConfig(method="sgd", batch_size=128, steps=100_000)
 
 
@@ -55,7 +58,7 @@ class TrainingPanel(ipw.VBox):
         likelihood: Likelihood | None = None,
         dataset: Dataset | None = None,
         probe_size: int = 50,
-        max_fps: float = 20.0,
+        max_fps: Real = 30,
         name: str = "training",
     ):
         """Build the widgets and the run; the first picture is drawn before Start is pressed."""
@@ -66,13 +69,14 @@ class TrainingPanel(ipw.VBox):
         self._lock = threading.RLock()
         self._shown: Frame | None = None
         self._past: dict[str, tuple] = {}
+        self._worded_at = -float("inf")
         self._probe_size = probe_size
         choices = _first_choices(config)
         training, _ = begin(dict(choices))
         self._probe_size = min(probe_size, len(training.inputs))
         pictures = picture_choices(ParameterLayout(training.model))
         self.controls = Controls(choices, pictures)
-        self.heat, self.spectrum, self.loss = HeatmapCanvas(), PlotView(), PlotView()
+        self.heat, self.spectrum, self.loss = HeatmapCanvas(), PlotView(max_redraws=3), PlotView(max_redraws=3)
         self.headline, self.status, self.error = ipw.HTML(), ipw.HTML(), ipw.HTML()
         right = ipw.VBox([self.spectrum, self.loss], layout={"flex": "1 1 300px", "min_width": "0"})
         left = ipw.VBox([self.heat], layout={"flex": "0 1 450px", "min_width": "0"})
@@ -159,25 +163,34 @@ class TrainingPanel(ipw.VBox):
             self._shown = frame
             self.controls.show_state(frame.state)
             self.error.value = text.error(frame.error)
-            self.status.value = self._status_text(frame)
+            # A person waits for what differs from the frame before in more than the step; the rest may be a little late.
+            is_moved = before is None or before.choices != frame.choices
+            is_last = before is None or frame.state != "running" or frame.epoch != before.epoch
+            if is_last or is_moved or time.monotonic() - self._worded_at >= _WORDS_EVERY:
+                self._worded_at = time.monotonic()
+                self._write(frame)
             if frame.arrays:
-                self._draw_arrays(before, frame)
+                self._draw_arrays(frame, is_moved, is_last)
 
-    def _draw_arrays(self, before: Frame | None, frame: Frame) -> None:
+    def _write(self, frame: Frame) -> None:
+        self.status.value = self._status_text(frame)
+        if frame.arrays:
+            names = ("condition_number", "damped_condition_number", "rank", "dim")
+            condition, damped, rank, dim = (frame.arrays[name] for name in names)
+            damping = float(frame.choices["damping"])
+            self.headline.value = text.headline(condition, damped, damping, rank, dim, self._probe_size)
+
+    def _draw_arrays(self, frame: Frame, is_moved: bool, is_last: bool) -> None:
         a, damping = frame.arrays, float(frame.choices["damping"])
         stamp = f"epoch={frame.epoch} step={frame.step} lr={frame.choices['lr']:.4g} damping={damping:.4g}"
-        condition, damped = a["condition_number"], a["damped_condition_number"]
-        self.headline.value = text.headline(condition, damped, damping, a["rank"], a["dim"], self._probe_size)
-        alt = f"Exact Fisher, {a['picture'].title}. Condition number {condition:.1e}. Step {frame.step}."
+        alt = f"Exact Fisher, {a['picture'].title}. Condition number {a['condition_number']:.1e}. Step {frame.step}."
         self.heat.show(a["picture"], a["layout"], stamp=stamp, alt=alt)
-        is_last = frame.state != "running" or before is None or before.epoch != frame.epoch
-        is_moved = before is None or before.choices["damping"] != damping
         self.spectrum.show(
-            lambda: spectrum_spec(a["eigenvalues"], damping), urgent=is_last or is_moved, stamp=stamp,
+            lambda: spectrum_spec(a["eigenvalues"][: a["rank"]], damping), urgent=is_last or is_moved, stamp=stamp,
             alt=f"Spectrum: {a['rank']} nonzero eigenvalues, largest {a['eigenvalues'][0]:.1e}.",
         )  # fmt: skip
         self.loss.show(
-            lambda: loss_spec(self._loss_runs(frame)), urgent=is_last, stamp=stamp,
+            lambda: loss_spec(self._loss_runs(frame)), urgent=is_last and not is_moved or not frame.history, stamp=stamp,
             alt=f"Loss after {frame.step} steps: {getattr(frame.record, 'loss', float('nan')):.4g} nats.",
         )  # fmt: skip
 

@@ -34,13 +34,13 @@ def headline(condition: float, damped: float, damping: float, rank: int, dim: in
 
 def status(state: str, method: str, step: int, loss: float | None, note: str) -> str:
     """One line: what the run is doing, where it is, and its loss."""
-    loss_text = "–" if loss is None else f"{loss:.4f}" if math.isfinite(loss) else "not finite"
+    loss_text = "–" if loss is None else f"{loss:.4f} nats" if math.isfinite(loss) else "not finite"
     note = f'<span class="natgrad-note">{html.escape(note)}</span>' if note else ""
     return (
         f'<div class="natgrad-status"><span class="natgrad-swatch" style="background:{method_colour(method)}"></span>'
         f'<b>{html.escape(method)}</b><span class="natgrad-state">{html.escape(state)}</span>'
         f'<span class="natgrad-number">step {step:,}</span>'
-        f'<span class="natgrad-number">loss {loss_text} nats</span>{note}</div>'
+        f'<span class="natgrad-number">loss {loss_text}</span>{note}</div>'
     )
 
 

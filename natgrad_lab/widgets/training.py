@@ -95,9 +95,7 @@ def begin_config(config: ExperimentConfig) -> Begin:
     return begin
 
 
-def begin_model(
-    config: ExperimentConfig, model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: Tensor
-) -> Begin:
+def begin_model(config: ExperimentConfig, model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: Tensor) -> Begin:
     """Begin anew from the weights that `model` has now; a copy is trained, `model` stays as it is."""
     original = copy.deepcopy(model)
 

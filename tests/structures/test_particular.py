@@ -21,6 +21,7 @@ from natgrad_lab.structures import (
     from_state,
     pi_trace_norm,
 )
+from natgrad_lab.structures.row_blocks import mirror_upper
 
 
 def psd(*spectrum):
@@ -178,6 +179,37 @@ def test_float32_gram_solves_to_float32_rounding_at_any_damping(damping):
         exact = torch.linalg.solve(damped, right)
         assert computed.dtype == torch.float32
         assert (computed.double() - exact).norm() <= 1e-6 * exact.norm()
+
+
+def test_gram_takes_float64_only_where_float32_does_not_converge():
+    F, _ = ill_conditioned_gram()
+    F.range_solve(torch.randn(40).float(), 1e-2)
+    assert "row_gram" not in F._double.__dict__
+    F.range_solve(torch.randn(40).float(), 1e-9)
+    assert "row_gram" in F._double.__dict__
+
+
+@pytest.mark.parametrize("damping", [1e-4, 1e-9])
+def test_gram_solve_survives_cancellation(damping):
+    """For x = Rᵀu the terms of the Woodbury form cancel, and one pass leaves a residual of eps / damping."""
+    R = torch.linalg.qr(torch.randn(60, 40)).Q.mT * torch.linspace(1, 3, 40)[:, None]
+    x = R.mT @ torch.randn(40)
+    solution = Gram((DenseRows(R),)).solve(x, damping)
+    assert (R.mT @ (R @ solution) + damping * solution - x).norm() <= 1e-13 * x.norm()
+
+
+def test_low_rank_solve_survives_cancellation():
+    """A right-hand side inside the basis: what float32 leaves outside must not be divided by the damping."""
+    U = torch.linalg.qr(torch.randn(60, 5)).Q.float()
+    M, x = LowRank(U, torch.arange(1.0, 6).float(), torch.tensor(0.0).float()), U @ torch.randn(5).float()
+    solution = M.solve(x, 1e-6)
+    assert (M.matmul(solution) + 1e-6 * solution - x).norm() <= 1e-5 * x.norm()
+
+
+def test_mirror_upper_fills_the_lower_triangle():
+    M = psd(1.0, 2.0, 3.0, 4.0, 5.0)
+    for width in (1, 2, 3, 8):
+        torch.testing.assert_close(mirror_upper(M.triu(), width), M)
 
 
 def test_gram_power_keeps_the_complement():

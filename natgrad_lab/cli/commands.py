@@ -1,0 +1,183 @@
+"""The commands. What needs torch is imported inside each, so that `natgrad --help` answers at once."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from natgrad_lab import __version__
+from natgrad_lab.environment import checkout
+
+PASS_ON = {"ignore_unknown_options": True}
+PassedOn = Annotated[list[str] | None, typer.Argument(help="Handed on as they are.")]
+console = Console()
+errors = Console(stderr=True)
+
+
+class Commands(TyperGroup):
+    """Show an error of the package as one message, exit code 2; with --debug, as a traceback."""
+
+    def invoke(self, ctx):
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+            if ctx.params.get("debug"):
+                raise
+            errors.print(f"natgrad: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    name="natgrad",
+    cls=Commands,
+    help="Exact and approximate natural gradients of neural networks: compute, look, learn.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `natgrad ARGV` (the process's own arguments if None) and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        app(args=argv or ["--help"], prog_name="natgrad")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    return 0
+
+
+def print_version(wanted: bool) -> bool:
+    """Answer --version."""
+    if wanted:
+        print(__version__)
+        raise typer.Exit()
+    return wanted
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+):
+    """Options before the command."""
+
+
+@app.command(context_settings=PASS_ON)
+def lab(options: PassedOn = None):
+    """Open JupyterLab on notebooks/. All options go to `jupyter lab`: --no-browser, --port=8899, ..."""
+    from natgrad_lab.jupyter import start_lab
+
+    raise typer.Exit(start_lab(checkout(), options or []))
+
+
+@app.command(context_settings=PASS_ON)
+def test(
+    options: PassedOn = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Leave out the slow tests and the browser tests.")] = False,
+    no_browser_tests: Annotated[bool, typer.Option("--no-browser-tests", help="Leave out the browser tests.")] = False,
+):
+    """Run the tests. Other options and files go to pytest: -x, -k kfac, tests/fisher, ..."""
+    from natgrad_lab.suite import run_tests
+
+    raise typer.Exit(run_tests(checkout(), options or [], browser=not no_browser_tests, fast=fast))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+    """Say what works on this machine, with a short self-check; exit code 1 with the reason if something does not."""
+    from natgrad_lab.doctor import examine
+
+    raise typer.Exit(report(examine(checkout()), as_json))
+
+
+@app.command()
+def selftest(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+    """Compute exact Fishers, steps of every method and a live run, and compare; exit code 1 if something is off."""
+    from natgrad_lab.doctor import self_check
+
+    raise typer.Exit(report(self_check(checkout()), as_json))
+
+
+def report(findings: list, as_json: bool) -> int:
+    """Print the doctor's findings as a table or as JSON; 0 if all are well, else 1."""
+    failed = [finding.name for finding in findings if not finding.ok]
+    if as_json:
+        print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        return int(bool(failed))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        mark = "[red]fails[/]" if not finding.ok else "[yellow]note[/]" if finding.advice else "[green]ok[/]"
+        table.add_row(mark, escape(finding.name), escape(finding.value))
+        if finding.advice:
+            table.add_row("", "", f"→ {escape(finding.advice)}")
+    console.print(table)
+    console.print(f"[red]Not healthy: {', '.join(failed)}.[/]" if failed else "[green]Everything works.[/]")
+    return int(bool(failed))
+
+
+@app.command()
+def notebooks(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Sources (.py); all of notebooks/ if not given.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say which are out of date; exit code 1 if any.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="A trial run with less work; nothing is written.")] = False,
+):
+    """Run notebooks/*.py and write the .ipynb beside each, with pictures, for readers without a kernel."""
+    from natgrad_lab.notebooks import build
+
+    results = build(paths, check=check, fast=fast)
+    for result in results:
+        console.print(str(result), markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(int(check and bool(results)))
+
+
+@app.command()
+def data():
+    """List the data sets, their origins and licences."""
+    from natgrad_lab import datasets
+
+    for name, make in datasets.DATASETS.items():
+        one = make()
+        console.print(f"[bold]{name}[/]: {len(one)} examples, {one.inputs.shape[1]} inputs, {one.num_outputs} outputs")
+        console.print(f"  {one.source}; licence {one.licence}", highlight=False)
+
+
+@app.command()
+def run(
+    method: Annotated[str | None, typer.Option(help="sgd, momentum, adam, exact_ngd, kfac; kfac if not given.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="One of `natgrad data`; digits if not given.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Widths, as 64,32,32,10; fits the data if not given.")] = None,
+    activation: Annotated[str | None, typer.Option(help="tanh, relu, sigmoid, gelu, identity, ...")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="categorical, bernoulli or gaussian.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own if not given.")] = None,
+    damping: Annotated[float | None, typer.Option(help="λ ≥ 0; the method's own if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step; all if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all; 100 if not given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, batches and sampled targets; 0 if not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder; a new one under results/ if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, by its own config.")] = False,
+):
+    """Train one network by one method, show the loss, keep the records. Exit code 1 if the run diverged."""
+    from natgrad_lab.cli.run import train
+
+    given = {
+        "method": method, "dataset": dataset, "sizes": sizes, "activation": activation, "likelihood": likelihood,
+        "lr": lr, "damping": damping, "batch_size": batch_size, "steps": steps, "seed": seed, "dtype": dtype,
+        "device": device,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    raise typer.Exit(train(given, out, resume, console))

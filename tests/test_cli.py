@@ -1,0 +1,388 @@
+"""`natgrad`: what is printed, which exit code, what is handed on. JupyterLab itself is started in the slow test here."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from natgrad_lab import cli, doctor, environment, suite
+from natgrad_lab.cli import commands
+from natgrad_lab.doctor import Finding
+from natgrad_lab.jupyter import lab_environment, lab_options, launch, start_lab
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """No line is broken in the middle of what a test looks for."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+def natgrad(capsys, *argv):
+    """(exit code, standard output, standard error) of one command."""
+    code = cli.main(list(map(str, argv)))
+    return code, *capsys.readouterr()
+
+
+# ---- errors and help
+
+
+def test_no_command_prints_the_help(capsys):
+    code, out, _ = natgrad(capsys)
+    assert code == 0 and all(name in out for name in ("lab", "test", "doctor", "run", "data"))
+
+
+def test_a_misspelt_command_is_corrected(capsys):
+    code, _, err = natgrad(capsys, "doctr")
+    assert code == 2 and "Did you mean 'doctor'?" in err
+
+
+def test_an_error_is_one_sentence_without_a_traceback(capsys):
+    code, out, err = natgrad(capsys, "run", "--method", "kfak", "--out", "/nowhere/at/all")
+    assert code == 2 and out == "" and err.startswith("natgrad: ") and "Traceback" not in err and err.count("\n") == 1
+
+
+def test_debug_shows_where(capsys):
+    with pytest.raises(ValueError, match="--sizes must be whole numbers"):
+        cli.main(["--debug", "run", "--sizes", "a"])
+
+
+def test_version(capsys):
+    code, out, _ = natgrad(capsys, "--version")
+    assert code == 0 and re.fullmatch(r"\d+\.\d+\.\d+", out.strip())
+
+
+# ---- data
+
+
+def test_data_lists_every_set_with_its_licence(capsys):
+    code, out, _ = natgrad(capsys, "data")
+    assert code == 0
+    assert "digits: 1797 examples, 64 inputs, 10 outputs" in out and "licence CC BY 4.0" in out
+    assert "gaussian_blobs" in out and "linear_teacher" in out
+
+
+# ---- run
+
+
+def test_run_keeps_its_records_and_says_where(capsys, tmp_path):
+    folder = tmp_path / "out"
+    code, out, _ = natgrad(
+        capsys, "run", "--method", "sgd", "--dataset", "gaussian_blobs", "--sizes", "2,4,3", "--lr", 0.5, "--steps", 6,
+        "--seed", 3, "--dtype", "float64", "--batch-size", 50, "--likelihood", "categorical", "--out", folder,
+    )  # fmt: skip
+    assert code == 0 and str(folder) in out and "6/6" in out
+    config = json.loads((folder / "config.json").read_text())
+    wanted = {"method": "sgd", "sizes": [2, 4, 3], "lr": 0.5, "seed": 3, "dtype": "float64", "batch_size": 50}
+    assert wanted.items() <= config.items()
+    losses = [json.loads(line)["loss"] for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    shown = re.search(r"loss (\S+) at step 1, (\S+) at step 6", out)
+    assert float(shown[1]) == pytest.approx(losses[0], rel=1e-3) and float(shown[2]) == pytest.approx(losses[-1], rel=1e-3)
+
+
+def test_resume_goes_on_by_the_kept_config(capsys, tmp_path):
+    common = ["--dataset", "gaussian_blobs", "--sizes", "2-4-3", "--dtype", "float64"]
+    natgrad(capsys, "run", *common, "--steps", 3, "--out", tmp_path / "a")
+    code, out, err = natgrad(capsys, "run", "--resume", "--steps", 5, "--out", tmp_path / "a")
+    assert code == 0 and "at step 4" in out and "at step 5" in out, err
+    natgrad(capsys, "run", *common, "--steps", 5, "--out", tmp_path / "b")
+    losses = [[json.loads(x)["loss"] for x in (tmp_path / n / "records.jsonl").read_text().splitlines()] for n in "ab"]
+    assert losses[0] == losses[1] and len(losses[0]) == 5
+    code, out, _ = natgrad(capsys, "run", "--resume", "--out", tmp_path / "a")
+    assert code == 0 and "Nothing to do" in out
+
+
+def test_a_diverged_run_says_so_and_keeps_what_it_had(capsys, tmp_path):
+    code, out, _ = natgrad(
+        capsys, "run", "--dataset", "linear_teacher", "--likelihood", "gaussian", "--activation", "identity", "--method",
+        "sgd", "--lr", "1e30", "--steps", 30, "--out", tmp_path / "d",
+    )  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "d" / "records.jsonl").read_text().splitlines()]
+    assert code == 1 and records[-1]["status"] == "diverged"
+    assert f"diverged at step {records[-1]['step']}: {records[-1]['message']}" in out
+
+
+def test_interrupting_a_run_keeps_it(capsys, tmp_path, monkeypatch):
+    from natgrad_lab.cli import run as run_command
+
+    def interrupted(records, config, console):
+        next(records)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_command, "follow", interrupted)
+    code, out, _ = natgrad(capsys, "run", "--dataset", "gaussian_blobs", "--out", tmp_path / "i")
+    assert code == 130 and f"natgrad run --resume --out {tmp_path / 'i'}" in out
+    assert (tmp_path / "i" / "checkpoint.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--method", "kfak"], "'kfak'. Did you mean 'kfac'?"),
+        (["--dataset", "digit"], "'digit'. Did you mean 'digits'?"),
+        (["--activation", "tan"], "'tan'. Did you mean 'tanh'?"),
+        (["--likelihood", "gauss"], "'gauss'. Did you mean 'gaussian'?"),
+        (["--sizes", "64,x,10"], "--sizes must be whole numbers with commas between, as 64,32,10; got '64,x,10'"),
+        (["--sizes", "3,10"], "(3, 10) do not fit digits: it has 64 inputs and 10"),
+        (["--damping", "-1"], "damping must be"),
+        (["--batch-size", "0"], "batch_size must be an integer >= 1; got 0"),
+        (["--dtype", "float16"], "'float16'"),
+        (["--device", "toaster"], "'toaster'"),
+        (["--resume"], "--resume needs --out with the folder of a run"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_named(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = natgrad(capsys, "run", *argv)
+    assert code == 2 and message in err, err
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys.modules["natgrad_lab.experiments.run"], "prepare", lambda config: pytest.fail("computed"))
+    code, _, err = natgrad(capsys, "run", "--out", tmp_path / "file" / "inside")
+    assert code == 2 and "cannot be written" in err and "--out" in err
+
+
+# ---- doctor
+
+
+@pytest.mark.slow
+def test_the_doctor_finds_this_environment_healthy(capsys):
+    code, out, _ = natgrad(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert (code, report["ok"]) == (0, True), [finding for finding in report["findings"] if not finding["ok"]]
+    names = {finding["name"] for finding in report["findings"]}
+    assert {"Python", "torch", "device", "threads", "widgets", "lab extensions", "exact Fisher", "live run"} <= names
+    assert {f"step of {name}" for name in ("sgd", "momentum", "adam", "exact_ngd", "kfac")} <= names
+
+
+def test_the_doctor_fails_with_the_reason(capsys, monkeypatch):
+    findings = [Finding("Python", "3.11"), Finding("widgets", "missing: anywidget", ok=False, advice="pip install anywidget")]
+    monkeypatch.setattr(doctor, "examine", lambda root: findings)
+    code, out, _ = natgrad(capsys, "doctor")
+    assert code == 1 and "Not healthy: widgets." in out and "pip install anywidget" in out
+
+
+def test_a_wrong_fisher_and_a_step_that_goes_nowhere_are_found(monkeypatch):
+    from natgrad_lab import fisher, optimizers
+
+    right, record = fisher.dense_fisher, optimizers.StepRecord(1, 0.5)
+    monkeypatch.setattr(fisher, "dense_fisher", lambda *data: right(*data).map(lambda tensor: 1.001 * tensor))
+    idle = SimpleNamespace(step=lambda inputs, targets: record)
+    monkeypatch.setattr(optimizers, "METHODS", {"idle": lambda model, likelihood, lr: idle})
+    failed = {finding.name for finding in doctor.self_check(None) if not finding.ok}
+    assert failed == {"exact Fisher", "step of idle"}
+
+
+def test_a_check_that_raises_is_a_finding(monkeypatch):
+    def live_run(root):
+        raise OSError("no threads left")
+
+    (finding,) = doctor.attempt(live_run, None)
+    assert not finding.ok and finding.name == "live run" and finding.value == "OSError: no threads left"
+    assert "test_cli.py, line" in finding.advice
+
+
+def test_a_missing_lab_extension_is_found(monkeypatch):
+    monkeypatch.setattr(doctor, "LAB_EXTENSIONS", ("anywidget", "no-such-extension"))
+    finding = next(finding for finding in doctor.widgets(None) if finding.name == "lab extensions")
+    assert not finding.ok and finding.value == "missing: no-such-extension"
+
+
+def test_unmet_requirements_make_the_doctor_fail(monkeypatch):
+    monkeypatch.setattr(environment, "requirements", lambda root: ["numpy>=99"])
+    failed = [finding for finding in doctor.versions(ROOT) if not finding.ok]
+    assert len(failed) == 1 and failed[0].value.startswith("numpy>=99 (found ") and "make lab" in failed[0].advice
+
+
+# ---- lab
+
+
+def test_lab_options_are_ours_only_where_the_user_said_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "is_root", lambda: False)
+    options = lab_options(tmp_path, ["--no-browser"])
+    assert options[-1] == "--no-browser" and f"--ServerApp.root_dir={tmp_path}" in options
+    assert any(re.fullmatch(r"--port=\d+", option) for option in options)
+    assert lab_options(tmp_path, ["--port=1234", "--ServerApp.root_dir=/x", "--log-level=INFO"]) == [
+        "--port=1234", "--ServerApp.root_dir=/x", "--log-level=INFO",
+    ]  # fmt: skip
+    assert not any("root_dir" in option for option in lab_options(tmp_path, ["one.ipynb"]))
+
+
+@pytest.mark.parametrize("root, container, allowed", [(True, True, True), (True, False, False), (False, True, False)])
+def test_root_is_allowed_only_in_a_container(monkeypatch, tmp_path, root, container, allowed):
+    monkeypatch.setattr(launch, "is_root", lambda: root)
+    monkeypatch.setattr(launch, "is_container", lambda: container)
+    assert ("--allow-root" in lab_options(tmp_path, [])) == allowed
+
+
+def test_the_token_is_left_alone(tmp_path):
+    names = [option.split("=")[0].lower() for option in lab_options(tmp_path, [])]
+    assert not [name for name in names if "token" in name or "password" in name]
+
+
+def test_lab_environment_keeps_the_users_settings_behind_ours(monkeypatch):
+    monkeypatch.setattr(launch, "cores", lambda: 8)
+    found = lab_environment(ROOT, {"JUPYTER_CONFIG_PATH": "/mine", "PYTHONPATH": f"/other:{ROOT}"})
+    assert found["JUPYTER_CONFIG_PATH"] == f"{ROOT / 'natgrad_lab' / 'jupyter'}:/mine"
+    assert found["OMP_NUM_THREADS"] == "7" and found["PYTHONPATH"] == f"{ROOT}:/other"
+    assert lab_environment(None, {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setattr(launch, "cores", lambda: 1)
+    assert lab_environment(None, {})["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_port_in_use_is_passed_over():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert launch.free_port(taken.getsockname()[1], tries=5) != taken.getsockname()[1]
+
+
+def test_lab_without_notebooks_or_jupyter_says_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="notebooks here.*run `make lab`"):
+        start_lab(None)
+    with pytest.raises(FileNotFoundError, match="notebooks does not exist"):
+        start_lab(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(launch, "NEEDED", ("no_such_module",))
+    with pytest.raises(ModuleNotFoundError, match="needs no_such_module.*pip install no_such_module"):
+        start_lab(tmp_path)
+
+
+def test_a_notebook_that_was_not_made_yet_is_made_and_others_are_left_alone(tmp_path):
+    source = "# %% [markdown]\n# # A claim\n\n# %%\n1 + 1\n"
+    for name in ("01_one.py", "02_two.py", "helper.py"):
+        (tmp_path / name).write_text(source)
+    (tmp_path / "02_two.ipynb").write_text("mine")
+    assert launch.write_missing(tmp_path) == [tmp_path / "01_one.ipynb"]
+    made = json.loads((tmp_path / "01_one.ipynb").read_text())
+    assert [cell["cell_type"] for cell in made["cells"]] == ["markdown", "code"]
+    assert made["metadata"]["kernelspec"]["name"] == "python3" and (tmp_path / "02_two.ipynb").read_text() == "mine"
+    assert not (tmp_path / "helper.ipynb").exists() and launch.write_missing(tmp_path) == []
+
+
+# ---- notebooks
+
+
+def test_notebooks_reports_what_is_out_of_date(capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "natgrad_lab.notebooks.build", lambda paths, check, fast: calls.append((paths, check, fast)) or ["01 differs"]
+    )
+    assert natgrad(capsys, "notebooks", "--check")[:2] == (1, "01 differs\n")
+    assert natgrad(capsys, "notebooks", "--fast", "a.py")[:2] == (0, "01 differs\n")
+    assert calls == [(None, True, False), ([Path("a.py")], False, True)]
+
+
+@pytest.mark.slow
+def test_lab_really_starts_prints_its_address_and_shows_no_news(tmp_path):
+    """The server answers with its token and refuses without; the news popup is off; Ctrl-C ends it."""
+    (tmp_path / "notebooks").mkdir()
+    code = "import pathlib, sys, natgrad_lab.jupyter as j; j.start_lab(pathlib.Path(sys.argv[1]), ['--no-browser'])"
+    command, log = [sys.executable, "-c", code, str(tmp_path)], tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 90
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+/lab\?token=\w{40,}", log.read_text())):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        server, token = address[0].split("/lab?token=")
+        page = json.load(urllib.request.urlopen(f"{server}/api/status?token={token}", timeout=30))
+        assert page["kernels"] == 0
+        settings = f"{server}/lab/api/settings/@jupyterlab/apputils-extension:notification?token={token}"
+        schema = json.load(urllib.request.urlopen(settings, timeout=30))["schema"]
+        assert schema["properties"]["fetchNews"]["default"] == "false"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{server}/api/contents", timeout=30)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+# ---- test
+
+
+@pytest.fixture
+def pytest_calls(monkeypatch):
+    """The commands that `natgrad test` would run."""
+    calls = []
+    monkeypatch.setattr(suite.subprocess, "call", lambda command, cwd: calls.append(command[3:]) or 0)
+    monkeypatch.setattr(suite, "find_chromium", lambda: "/usr/bin/chromium")
+    monkeypatch.delenv("CI", raising=False)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([], []),
+        (["-x", "-k", "kfac or sgd", "tests/fisher"], ["-x", "-k", "kfac or sgd", "tests/fisher"]),
+        (["--fast", "-q"], ["--fast", "-q"]),
+        (["--no-browser-tests"], ["--no-browser-tests"]),
+    ],
+)
+def test_options_reach_pytest(capsys, pytest_calls, argv, expected):
+    assert natgrad(capsys, "test", *argv)[0] == 0
+    assert pytest_calls == [expected]
+
+
+def test_left_out_tests_are_mentioned(capsys, pytest_calls):
+    assert "without the browser tests" in natgrad(capsys, "test", "--no-browser-tests")[1]
+    assert "without the slow tests and the browser tests" in natgrad(capsys, "test", "--fast")[1]
+    assert natgrad(capsys, "test")[1] == ""
+
+
+@pytest.mark.parametrize("ci", [True, False])
+def test_without_a_browser_ci_fails_and_a_laptop_is_told(capsys, pytest_calls, monkeypatch, ci):
+    monkeypatch.setattr(suite, "find_chromium", lambda: None)
+    monkeypatch.setattr(suite, "install_chromium", lambda: False)
+    monkeypatch.setenv("CI", "true" if ci else "")
+    code, out, err = natgrad(capsys, "test")
+    if ci:
+        assert code == 1 and pytest_calls == [] and "no browser" in err and "apt-get install chromium" in err
+    else:
+        assert code == 0 and pytest_calls == [["--no-browser-tests"]] and "BROWSER TESTS ARE LEFT OUT" in out
+
+
+def test_the_exit_code_of_pytest_is_handed_on(capsys, pytest_calls, monkeypatch):
+    monkeypatch.setattr(suite.subprocess, "call", lambda command, cwd: 5)
+    assert natgrad(capsys, "test")[0] == 5
+
+
+def test_chromium_is_installed_only_by_root_with_apt(monkeypatch):
+    monkeypatch.setattr(suite.shutil, "which", lambda name: None)
+    assert not suite.install_chromium()
+    commands = []
+    monkeypatch.setattr(suite.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(suite.os, "geteuid", lambda: 1000, raising=False)
+    monkeypatch.setattr(suite.subprocess, "run", lambda c, **_: commands.append(c) or subprocess.CompletedProcess(c, 0, "", ""))
+    assert not suite.install_chromium() and commands == []
+    monkeypatch.setattr(suite.os, "geteuid", lambda: 0, raising=False)
+    assert suite.install_chromium() and any("chromium" in command for command in commands)
+
+
+def test_browser_path_wins(monkeypatch, tmp_path):
+    browser = tmp_path / "my-chrome"
+    browser.touch()
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
+    assert suite.find_chromium() == str(browser)
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nothing"))
+    assert suite.find_chromium() is None
+
+
+def test_tests_need_a_checkout(capsys, monkeypatch):
+    monkeypatch.setattr(commands, "checkout", lambda: None)
+    code, _, err = natgrad(capsys, "test")
+    assert code == 2 and "source folder" in err
