@@ -1,13 +1,14 @@
 """An approximation at work: estimated once, asked for directions at any damping, and watched while it does so."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 
+from natgrad_lab.comparison.batch import Batch
 from natgrad_lab.comparison.exact import Problem
 from natgrad_lab.comparison.products import NotAvailableError, in_double
-from natgrad_lab.comparison.register import Approximation, checked_direction
+from natgrad_lab.comparison.register import SAMPLED, Approximation, checked_direction
 from natgrad_lab.comparison.rows import Numbers
 from natgrad_lab.comparison.watch import Work, watch
 from natgrad_lab.linalg import psd_eigvalsh, rounding_level
@@ -17,72 +18,115 @@ from natgrad_lab.structures import BlockDiagonal, Kronecker, StructuredMatrix
 GIB = 2**30
 
 
+@dataclass(frozen=True)
+class Made:
+    """An approximation made from a batch: a structure, or a function (gradient, damping) → direction."""
+
+    name: str
+    structure: StructuredMatrix | None
+    function: Callable[[Tensor, float], Tensor] | None
+
+    def direction(self, gradient: Float[Tensor, " P"], damping: float) -> Float[Tensor, " P"]:
+        """v, in the gradient's dtype; computed in the structure's own."""
+        if self.structure is not None:
+            return checked_direction(self.name, self.structure.solve(gradient.to(self.structure.dtype), damping), gradient)
+        return checked_direction(self.name, self.function(gradient, damping), gradient)
+
+
 @dataclass
 class Candidate:
-    """A made approximation.
+    """An approximation at work.
 
     Attributes:
-        structure: as it was estimated, in the model's dtype; None for one given as a direction.
-        matrix: the same in float64, for the numbers about the matrix.
-        work: of the estimate.
+        own: made in the model's own dtype, as it would be used: times, memory and numerical health are its.
+        wide: made in float64, so that rounding is not mistaken for an assumption: quality is judged on this.
+        work: what making `own` took.
     """
 
     approximation: Approximation
     problem: Problem
-    structure: StructuredMatrix | None
-    matrix: StructuredMatrix | None
-    function: Callable[[Tensor, float], Tensor] | None
-    work: Work = field(default_factory=Work)
+    own: Made
+    wide: Made
+    work: Work
+
+    @property
+    def matrix(self) -> StructuredMatrix | None:
+        """The approximation as a float64 matrix, if it is one."""
+        return self.wide.structure
 
     def direction(self, damping: float) -> Float[Tensor, " P"]:
-        """v in float64, computed in the approximation's own dtype."""
-        gradient = self.problem.gradient
-        if self.structure is not None:
-            v = self.structure.solve(gradient.to(self.structure.dtype), damping)
-        else:
-            v = self.function(gradient.to(self.problem.layout.dtype), damping)
-        return checked_direction(self.approximation.name, v, gradient)
+        """v in float64."""
+        return self.wide.direction(self.problem.gradient, damping)
 
 
 def make(approximation: Approximation, problem: Problem, budget: float) -> Candidate:
     """Estimate. Raises: NotAvailableError if it would not fit the budget (bytes); whatever the estimator raises."""
     _refuse_too_large(approximation.name, problem, budget)
     with watch() as work:
-        made = approximation.make(problem)
+        own = _made(approximation, problem.batch)
+    if problem.wide is problem.batch:
+        wide = own
+    elif approximation.kind == "structure":
+        wide = replace(own, structure=in_double(own.structure))
+    elif approximation.kind in ("direction", "damped_direction"):
+        dtype, function = problem.layout.dtype, own.function
+        wide = replace(own, function=lambda gradient, damping: function(gradient.to(dtype), damping))
+    else:
+        with watch():
+            wide = _made(approximation, problem.wide)
+    return Candidate(approximation, problem, own, wide, work)
+
+
+def _made(approximation: Approximation, batch: Batch) -> Made:
+    made = approximation.make(batch)
     if not isinstance(made, StructuredMatrix):
         if not callable(made):
             raise TypeError(f"{approximation.name!r} must give a structure of natgrad_lab; got {type(made).__name__}.")
-        return Candidate(approximation, problem, None, None, made, work)
-    if made.dim != problem.layout.dim:
-        raise ValueError(f"{approximation.name!r} is for {made.dim} parameters; the model has {problem.layout.dim}.")
-    return Candidate(approximation, problem, made, in_double(made), None, work)
+        return Made(approximation.name, None, made)
+    if made.dim != batch.layout.dim:
+        raise ValueError(f"{approximation.name!r} is for {made.dim} parameters; the model has {batch.layout.dim}.")
+    return Made(approximation.name, made, None)
 
 
 def cost_numbers(numbers: Numbers, candidate: Candidate, damping: float) -> tuple[Tensor | None, tuple[str, ...]]:
-    """The direction at `damping`, with what it took; and the warnings. Fills time, memory, factorizations and health."""
-    solving, moving = watch(), watch()
+    """The direction at `damping` in float64, and the warnings of the approximation in its own dtype.
+
+    Fills times, memory, factorizations and numerical health.
+    """
+    own, gradient = candidate.own, candidate.problem.gradient.to(candidate.problem.layout.dtype)
     try:
-        with solving as work:
-            v = candidate.direction(damping)
-        with moving as again:
-            candidate.direction(1.5 * damping or 1e-3)
+        with watch() as work:
+            narrow = own.direction(gradient, damping)
+        with watch() as again:
+            own.direction(gradient, 1.5 * damping or 1e-3)
     except Exception as error:  # the report states it
-        numbers.attempt(lambda e=error: _raise(e), "seconds_solve", "seconds_next", "residual")
-        return None, tuple(candidate.work.warnings)
-    first = candidate.work
+        numbers.attempt(lambda e=error: _raise(e), "seconds_solve", "seconds_next", "residual", "rounding")
+        narrow, work, again = None, Work(), Work()
+    first, v = candidate.work, None
+    try:
+        with watch():
+            v = candidate.direction(damping)
+    except Exception as error:
+        numbers.attempt(lambda e=error: _raise(e), "efficiency", "cosine", "norm_ratio", "best_step")
     numbers.values |= {
         "seconds": first.seconds,
-        "seconds_solve": work.seconds,
-        "seconds_next": again.seconds,
         "factorizations": float(first.factorizations + work.factorizations),
         "clamped": float(first.clamped + work.clamped),
         "most_negative": max(first.most_negative, work.most_negative),
     }
-    if candidate.structure is None:
+    if narrow is not None:
+        numbers.values |= {"seconds_solve": work.seconds, "seconds_next": again.seconds}
+    if own.structure is None:
         numbers.refuse("given as a direction, not as a matrix", "memory_numbers", "residual")
     else:
-        numbers.attempt(lambda: sum(t.numel() for _, t in candidate.structure.tensors()), "memory_numbers")
-        numbers.attempt(lambda: _residual(candidate, v, damping), "residual")
+        numbers.attempt(lambda: sum(t.numel() for _, t in own.structure.tensors()), "memory_numbers")
+        if narrow is not None:
+            numbers.attempt(lambda: _residual(own.structure, narrow, gradient, damping), "residual")
+    if v is not None and narrow is not None:
+        numbers.attempt(lambda: _relative(narrow.double() - v, v), "rounding")
+        if candidate.approximation.name in SAMPLED and candidate.wide is not candidate.own:
+            numbers.values.pop("rounding", None)
+            numbers.refuse("targets are sampled anew in float64, so the two estimates differ by more than rounding", "rounding")
     return v, tuple(dict.fromkeys(first.warnings + work.warnings))
 
 
@@ -90,12 +134,15 @@ def _raise(error: Exception):
     raise error
 
 
-def _residual(candidate: Candidate, v: Tensor, damping: float) -> float:
-    g, matrix = candidate.problem.gradient, candidate.matrix
-    off = matrix.matmul(v.to(matrix.dtype)).double() + damping * v - g
-    size = float(torch.linalg.vector_norm(g))
+def _residual(structure: StructuredMatrix, v: Tensor, gradient: Tensor, damping: float) -> float:
+    off = structure.matmul(v.to(structure.dtype)).double() + damping * v.double() - gradient.double()
+    return _relative(off, gradient.double())
+
+
+def _relative(off: Tensor, exact: Tensor) -> float:
+    size = float(torch.linalg.vector_norm(exact))
     if size == 0:
-        raise NotAvailableError("the gradient is zero")
+        raise NotAvailableError("relative to a vector that is zero")
     return float(torch.linalg.vector_norm(off)) / size
 
 

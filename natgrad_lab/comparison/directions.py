@@ -2,7 +2,7 @@
 
 import torch
 
-from natgrad_lab.comparison.exact import ExactMatrix, Problem
+from natgrad_lab.comparison.exact import Problem
 from natgrad_lab.comparison.products import NotAvailableError
 from natgrad_lab.comparison.rows import Numbers
 from natgrad_lab.shapes import Float, Tensor
@@ -13,11 +13,11 @@ _UNIT = ("predicted_decrease_unit", "achieved_decrease_unit", "kl_unit", "kl_qua
 
 
 def direction_numbers(
-    numbers: Numbers, problem: Problem, v: Float[Tensor, " P"], damping: float, *, steps: bool = True
+    numbers: Numbers, problem: Problem, v: Float[Tensor, " P"], damping: float, *, steps: str = "both"
 ) -> None:
     """Everything about v as a step of the whole network; `v` points uphill, the step is -α v.
 
-    Args: steps: also run the network at the two steps.
+    Args: steps: "none", "best" or "both": where the network is run, at step length α* and at 1.
     """
     g, best = problem.gradient, problem.natural_gradient(damping).direction
     if not bool(g.any()):
@@ -32,7 +32,7 @@ def direction_numbers(
     if slope < 0:
         numbers.notes.append("the direction points against the gradient: its best step length is negative")
 
-    if not steps:
+    if steps == "none":
         return
 
     def step(length: float) -> tuple[float, ...]:
@@ -45,18 +45,18 @@ def direction_numbers(
         numbers.attempt(lambda: step(numbers.values["best_step"]), *_STEP)
     else:
         numbers.refuse(numbers.not_available["best_step"], *_STEP)
-    numbers.attempt(lambda: tuple(value for i, value in enumerate(step(1.0)) if i != 1), *_UNIT)
+    if steps == "both":
+        numbers.attempt(lambda: tuple(value for i, value in enumerate(step(1.0)) if i != 1), *_UNIT)
 
 
-def layer_numbers(
-    numbers: Numbers, exact: ExactMatrix, alone: Tensor, v: Tensor, best: Tensor, g: Tensor, damping: float
-) -> None:
-    """The same for one layer. Args: alone: (F_l + λI)⁻¹ g_l. best, v, g: the layer's parts of the network's vectors."""
+def layer_numbers(numbers: Numbers, problem: Problem, index: int, v: Tensor, best: Tensor) -> None:
+    """The same for layer `index`, as if it alone moved. Args: v, best: the layer's parts of the network's directions."""
+    exact, g, damping = problem.layers[index], problem.gradient[problem.layout.layers[index].slice], problem.damping
     if not bool(g.any()):
         numbers.refuse("the layer's gradient is zero", *_DIRECTION)
         return
     damped = float(v @ exact.matmul(v)) + damping * float(v @ v)
-    numbers.attempt(lambda: efficiency(float(g @ v), damped, float(g @ alone)), "efficiency")
+    numbers.attempt(lambda: efficiency(float(g @ v), damped, float(g @ problem.layer_natural_gradient(index))), "efficiency")
     _compare(numbers, v, best)
 
 

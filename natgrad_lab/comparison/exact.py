@@ -1,20 +1,18 @@
 """The exact Fisher and the exact natural gradient of one batch in float64, whatever the model's dtype: the yardstick."""
 
-import copy
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
 from torch.func import functional_call
 
+from natgrad_lab.comparison.batch import Batch
 from natgrad_lab.comparison.lanczos import largest_eigenvalue
-from natgrad_lab.comparison.products import LARGEST_DENSE, formed, norm_squared
+from natgrad_lab.comparison.products import LARGEST_DENSE, norm_squared
 from natgrad_lab.fisher.natural_gradient import ExactDirection, ExactFisher
 from natgrad_lab.fisher.scores import ScorePass, score_pass
-from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.linalg import cholesky_solve, damped_cholesky, psd_eigh
-from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import Dense, Gram, RowBlock, StructuredMatrix
 
@@ -27,13 +25,13 @@ class ExactMatrix:
         self.rows = rows
         self.gram = Gram(rows)
         self.dim, self.num_rows = self.gram.dim, self.gram.num_rows
-        self.is_small = self.dim <= LARGEST_DENSE and self.dim <= 4 * self.num_rows
+        self.is_small = self.dim <= LARGEST_DENSE or self.dim <= self.num_rows
         self._factor: tuple[float, Tensor] | None = None
 
     @cached_property
     def matrix(self) -> Float[Tensor, "P P"]:
         """The matrix, formed."""
-        return formed(self.gram, "the exact Fisher")
+        return self.gram.to_dense()
 
     @cached_property
     def structure(self) -> StructuredMatrix:
@@ -46,12 +44,22 @@ class ExactMatrix:
 
     def solve(self, x: Float[Tensor, "P *k"], damping: float) -> Float[Tensor, "P *k"]:
         """(F + damping I)⁻¹ x."""
-        if self.num_rows < self.dim and not self.is_small:
+        if not self.is_small:
             return self.gram.solve(x, damping)
+        factor = self.factor(damping)
+        solution = cholesky_solve(factor, x)
+        return solution + cholesky_solve(factor, x - self.matmul(solution) - damping * solution)
+
+    def factor(self, damping: float) -> Float[Tensor, "m m"]:
+        """Cholesky factor of F + damping I, or of R Rᵀ + damping I where that is used; the newest is kept."""
         if self._factor is None or self._factor[0] != damping:
-            self._factor = (damping, damped_cholesky(self.matrix, damping))
-        solution = cholesky_solve(self._factor[1], x)
-        return solution + cholesky_solve(self._factor[1], x - self.matmul(solution) - damping * solution)
+            self._factor = (damping, damped_cholesky(self.matrix if self.is_small else self.gram.row_gram, damping))
+        return self._factor[1]
+
+    def logdet(self, damping: float) -> float:
+        """log det(F + damping I)."""
+        inside = 2 * float(self.factor(damping).diagonal().log().sum())
+        return inside if self.is_small else inside + (self.dim - self.num_rows) * math.log(damping)
 
     @cached_property
     def norm_squared(self) -> float:
@@ -81,28 +89,23 @@ class Problem:
     """One model, likelihood and batch, with everything exact that approximations are judged by.
 
     Attributes:
-        model, inputs, targets: as given; estimators see these. What is exact comes from a float64 copy.
-        damping: λ. seed: of sampled targets.
+        batch: as given. wide: the same in float64, from which everything exact comes.
+        damping: λ. layout: the flat order. scores, fisher, gradient: of the wide batch.
         note: what a reader has to know about how the exact Fisher was made.
     """
 
-    def __init__(
-        self, model: nn.Module, likelihood: Likelihood, inputs: Tensor, targets: Tensor, damping: float, seed: int = 0
-    ):
+    def __init__(self, batch: Batch, damping: float):
         """One pass. Raises: as `fisher.score_pass`."""
-        self.model, self.likelihood, self.inputs, self.targets = model, likelihood, inputs, targets
-        self.damping, self.seed = damping, seed
-        self.layout = ParameterLayout(model)
-        self._double, note = _in_double(model)
-        self.scores: ScorePass = score_pass(self._double, likelihood, self._wide(inputs), loss_targets=self._wide(targets))
+        self.batch, self.damping, self.layout = batch, damping, batch.layout
+        self.wide, note = batch.in_double()
+        self.scores: ScorePass = score_pass(
+            self.wide.model, batch.likelihood, self.wide.inputs, loss_targets=self.wide.targets
+        )
         self.note = "; ".join(each for each in (note, self.scores.note) if each)
-        self.fisher = ExactFisher(self.scores, likelihood)
+        self.fisher = ExactFisher(self.scores, batch.likelihood)
         self.gradient: Float[Tensor, " P"] = self.scores.gradient().double()
         self._solved: dict[float, ExactDirection] = {}
-
-    def generator(self, offset: int = 0) -> torch.Generator:
-        """A new generator with seed + offset."""
-        return torch.Generator(device=self.layout.device).manual_seed(self.seed + offset)
+        self._solved_alone: dict[int, Tensor] = {}
 
     @cached_property
     def exact(self) -> ExactMatrix:
@@ -120,36 +123,30 @@ class Problem:
             self._solved[damping] = self.fisher.solve(damping)
         return self._solved[damping]
 
-    def layer_natural_gradient(self, index: int, damping: float) -> Tensor:
-        """(F_l + damping I)⁻¹ g_l: the exact natural gradient if only layer l moved."""
-        return self.layers[index].solve(self.gradient[self.layout.layers[index].slice], damping)
+    def layer_natural_gradient(self, index: int) -> Tensor:
+        """(F_l + damping I)⁻¹ g_l: the exact natural gradient if only layer l moved, kept."""
+        if index not in self._solved_alone:
+            gradient = self.gradient[self.layout.layers[index].slice]
+            self._solved_alone[index] = self.layers[index].solve(gradient, self.damping)
+        return self._solved_alone[index]
 
     def moved(self, update: Float[Tensor, " P"]) -> Moved:
         """Run the network at θ + update."""
-        names = {id(parameter): name for name, parameter in self._double.named_parameters()}
-        parts = self.scores.layout.split(update)
+        model, likelihood, inputs = self.wide.model, self.wide.likelihood, self.wide.inputs
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        parts = self.scores.layout.split(update.to(self.scores.layout.dtype))
         parameters = {names[id(parameter)]: parameter.detach() + part for parameter, part in parts}
         with torch.no_grad():
-            before, after = (
-                functional_call(self._double, p, (self._wide(self.inputs),)) for p in ({}, parameters)
-            )
-        targets = self.likelihood.flat_targets(before, self._wide(self.targets))
-        before, after = (self.likelihood.positions(each) for each in (before, after))
-        N, flat_before, flat_after = len(before), before.flatten(0, 1), after.flatten(0, 1)
-        losses = (self.likelihood.nll(flat, targets) for flat in (flat_before, flat_after))
-        fall = next(losses) - next(losses)
-        return Moved(float(fall.sum() / N), float(self.likelihood.kl(flat_before, flat_after).sum() / N))
+            after = likelihood.positions(functional_call(model, parameters, (inputs,))).flatten(0, 1).double()
+        before, targets = self._before
+        fall = likelihood.nll(before, targets) - likelihood.nll(after, targets)
+        N = len(inputs)
+        return Moved(float(fall.sum() / N), float(likelihood.kl(before, after).sum() / N))
 
-    def _wide(self, data: Tensor) -> Tensor:
-        dtype = next(self._double.parameters()).dtype
-        return data.to(dtype) if data.is_floating_point() else data
-
-
-def _in_double(model: nn.Module) -> tuple[nn.Module, str]:
-    """A float64 copy with the same weights; the model itself, and why, if it cannot be copied."""
-    if all(p.dtype == torch.float64 for p in model.parameters()):
-        return model, ""
-    try:
-        return copy.deepcopy(model).double(), ""
-    except (RuntimeError, TypeError, ValueError) as error:
-        return model, f"the model cannot be copied to float64 ({error}), so the exact Fisher has its own precision"
+    @cached_property
+    def _before(self) -> tuple[Float[Tensor, "NS C"], Tensor]:
+        """Outputs and targets at θ, by position."""
+        with torch.no_grad():
+            outputs = self.wide.model(self.wide.inputs)
+        flat = self.wide.likelihood.positions(outputs).flatten(0, 1).double()
+        return flat, self.wide.likelihood.flat_targets(outputs, self.wide.targets)

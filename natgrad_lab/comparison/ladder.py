@@ -11,8 +11,7 @@ from statistics import fmean, stdev
 from natgrad_lab import fisher
 from natgrad_lab.comparison.directions import direction_numbers
 from natgrad_lab.comparison.exact import Problem
-from natgrad_lab.comparison.matrices import error_numbers
-from natgrad_lab.comparison.products import in_double
+from natgrad_lab.comparison.matrices import Pair, error_numbers
 from natgrad_lab.comparison.rows import ALL, Numbers, Row
 from natgrad_lab.progress import track
 
@@ -126,14 +125,14 @@ def sampling_noise(problem: Problem, damping: float) -> list[Noise]:
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
     for seed in track(range(NOISE_SEEDS), "sampling noise"):
         for name, (_, estimate) in kinds.items():
-            generator = problem.generator(seed)
+            batch = problem.wide
             structure = estimate(
-                problem.model, problem.likelihood, problem.inputs, "monte_carlo", num_samples=1, generator=generator
+                batch.model, batch.likelihood, batch.inputs, "monte_carlo", num_samples=1, generator=batch.generator(seed)
             )
             numbers = Numbers()
             v = structure.solve(problem.gradient.to(structure.dtype), damping).double()
-            direction_numbers(numbers, problem, v, damping, steps=False)
-            error_numbers(numbers, problem.exact, in_double(structure), spectral=False)
+            direction_numbers(numbers, problem, v, damping, steps="none")
+            error_numbers(numbers, Pair(problem.exact, structure), spectral=False)
             if {"efficiency", "frobenius_error"} <= numbers.values.keys():
                 seen[name].append((numbers.values["efficiency"], numbers.values["frobenius_error"]))
     return [_noise(name, kinds[name][0], pairs) for name, pairs in seen.items() if len(pairs) > 1]

@@ -12,7 +12,7 @@ import torch
 
 from natgrad_lab.shapes import Float, Tensor
 
-TOLERANCE = 1e-6  # relative residual; the eigenvalue itself is off by its square over the gap, usually
+TOLERANCE = 1e-5  # relative residual; the eigenvalue itself is off by its square over the gap, usually
 _NUMBERS = 2**25  # in the vectors that are kept: 256 MiB in float64
 _RESTARTS = 12
 
@@ -26,8 +26,13 @@ class Extreme:
 
     @property
     def converged(self) -> bool:
-        """Whether the error is as small as was asked for."""
+        """Whether the error is as small as is aimed at."""
         return self.error <= TOLERANCE * abs(self.value)
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether the third digit is in doubt."""
+        return self.error > 1e-3 * abs(self.value)
 
 
 def largest_eigenvalue(

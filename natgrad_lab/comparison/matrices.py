@@ -1,15 +1,17 @@
 """How far a structure F̂ is from the exact Fisher F as a matrix, and how well it conditions it.
 
-Up to 600 parameters all eigenvalues are computed; above, norms come from products (Lanczos), inner products and traces.
+Up to 600 parameters all eigenvalues are computed; up to 4,096 matrices are formed and factored, and extreme eigenvalues
+come from Lanczos; above, nothing is formed: norms come from products, inner products and traces.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from natgrad_lab.comparison.exact import ExactMatrix, Problem
-from natgrad_lab.comparison.lanczos import largest_eigenvalue
+from natgrad_lab.comparison.lanczos import Extreme, largest_eigenvalue
 from natgrad_lab.comparison.products import LARGEST_DENSE, NotAvailableError, inner, norm_squared
 from natgrad_lab.comparison.rows import Numbers
 from natgrad_lab.linalg import damped_cholesky
@@ -27,6 +29,7 @@ from natgrad_lab.structures import (
 
 LARGEST_SPECTRUM = 600  # parameters up to which all eigenvalues are computed
 _CANCELLATION = 1e-7  # of ‖F‖² - 2⟨F, M⟩ + ‖M‖², after the root
+_CONDITION = ("condition", "condition_mean", "laplace_kl", "affine_distance", "condition_nonzero")
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,6 @@ class Restricted:
     whole: StructuredMatrix
     where: slice
 
-    @property
-    def dim(self) -> int:
-        """Parameters of the layer."""
-        return self.where.stop - self.where.start
-
     def matmul(self, x: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """The layer's part of M applied to a vector that is 0 elsewhere."""
         padded = x.new_zeros(self.whole.dim)
@@ -48,147 +46,178 @@ class Restricted:
         return self.whole.matmul(padded)[self.where]
 
 
-def layer_part(matrix: StructuredMatrix, index: int, where: slice, sizes: list[int]) -> StructuredMatrix | Restricted:
-    """The block of layer `index`, as a structure where there is one."""
-    if isinstance(matrix, BlockDiagonal) and [block.dim for block in matrix.blocks] == sizes:
-        return matrix.blocks[index]
-    if isinstance(matrix, Diagonal):
-        return Diagonal(matrix.values[where])
-    if matrix.dim <= LARGEST_DENSE:
-        dense = matrix.matrix if isinstance(matrix, Dense) else matrix.to_dense()
-        return Dense(dense[where, where].contiguous())
-    return Restricted(matrix, where)
+class Pair:
+    """The exact matrix and one approximation of it; what is formed is kept as long as the pair."""
+
+    def __init__(self, exact: ExactMatrix, approx: StructuredMatrix | Restricted, dense: Tensor | None = None):
+        """Nothing is computed yet. Args: dense: the approximation, if it is formed already."""
+        self.exact, self.approx, self._given = exact, approx, dense
+        self.is_dense = exact.dim <= LARGEST_DENSE
+
+    @cached_property
+    def dense(self) -> Float[Tensor, "P P"]:
+        """F̂, formed."""
+        return (self.approx.to_dense() if self._given is None else self._given).double()
+
+    @cached_property
+    def difference(self) -> Float[Tensor, "P P"]:
+        """F̂ - F, formed."""
+        return self.dense - self.exact.matrix
+
+    @property
+    def like(self) -> Tensor:
+        """A vector of the right length, dtype and device."""
+        return next(self.exact.rows[0].tensors())[1].new_empty(self.exact.dim)
+
+    def factor(self, damping: float) -> Float[Tensor, "P P"]:
+        """Cholesky factor of F̂ + damping I."""
+        return damped_cholesky(self.dense, damping)
+
+    def layer(self, index: int, where: slice, exact: ExactMatrix, sizes: list[int]) -> "Pair":
+        """The same for the block of one layer."""
+        whole = self.approx
+        if self.is_dense:
+            block = self.dense[where, where].contiguous()
+            return Pair(exact, Dense(block), block)
+        if isinstance(whole, BlockDiagonal) and [block.dim for block in whole.blocks] == sizes:
+            return Pair(exact, whole.blocks[index])
+        if isinstance(whole, Diagonal):
+            return Pair(exact, Diagonal(whole.values[where]))
+        return Pair(exact, Restricted(whole, where))
 
 
-def error_numbers(
-    numbers: Numbers, exact: ExactMatrix, approx: StructuredMatrix | Restricted, *, spectral: bool = True
-) -> None:
+def error_numbers(numbers: Numbers, pair: Pair, *, spectral: bool = True) -> None:
     """Relative Frobenius and spectral errors."""
-    if exact.norm_squared == 0:
+    if pair.exact.norm_squared == 0:
         numbers.refuse("the exact Fisher is zero", "frobenius_error", "spectral_error")
-    elif isinstance(approx, Restricted):
+        return
+    if isinstance(pair.approx, Restricted):
         numbers.refuse("the layer's block of this structure is known by its products only", "frobenius_error")
-        numbers.attempt(lambda: _spectral(numbers, exact, approx), "spectral_error")
     else:
-        numbers.attempt(lambda: _frobenius(numbers, exact, approx), "frobenius_error")
-        if spectral:
-            numbers.attempt(lambda: _spectral(numbers, exact, approx), "spectral_error")
+        numbers.attempt(lambda: _frobenius(numbers, pair), "frobenius_error")
+    if spectral:
+        numbers.attempt(lambda: _spectral(numbers, pair), "spectral_error")
 
 
-def _frobenius(numbers: Numbers, exact: ExactMatrix, approx: StructuredMatrix) -> float:
-    if exact.dim <= LARGEST_DENSE:
-        return float((approx.to_dense() - exact.matrix).norm()) / math.sqrt(exact.norm_squared)
-    squared = 1 + (norm_squared(approx) - 2 * inner(exact.rows, approx)) / exact.norm_squared
+def _frobenius(numbers: Numbers, pair: Pair) -> float:
+    exact = pair.exact
+    if pair.is_dense:
+        return float(pair.difference.norm()) / math.sqrt(exact.norm_squared)
+    squared = 1 + (norm_squared(pair.approx) - 2 * inner(exact.rows, pair.approx)) / exact.norm_squared
     if squared < (10 * _CANCELLATION) ** 2:
         numbers.notes.append(f"Frobenius error from norms and products: nothing below {_CANCELLATION:.0e} can be told from 0")
     return math.sqrt(max(squared, 0.0))
 
 
-def _spectral(numbers: Numbers, exact: ExactMatrix, approx: StructuredMatrix | Restricted) -> float:
+def _spectral(numbers: Numbers, pair: Pair) -> float:
+    exact = pair.exact
     if exact.dim <= LARGEST_SPECTRUM:
-        difference = approx.to_dense() - exact.matrix
-        return float(torch.linalg.eigvalsh((difference + difference.mT) / 2).abs().max()) / exact.largest
-    if exact.dim <= LARGEST_DENSE:
-        difference = approx.to_dense() - exact.matrix
-        extreme = largest_eigenvalue(lambda x: difference @ x, exact.matrix[0])
+        symmetric = (pair.difference + pair.difference.mT) / 2
+        return float(torch.linalg.eigvalsh(symmetric).abs().max()) / exact.largest
+    if pair.is_dense:
+        extreme = largest_eigenvalue(lambda x: pair.difference @ x, pair.like)
     else:
-        like = next(exact.rows[0].tensors())[1].new_empty(exact.dim)
-        extreme = largest_eigenvalue(lambda x: exact.matmul(x) - approx.matmul(x), like)
-    if not extreme.converged:
-        numbers.notes.append(f"spectral error known to {extreme.error / exact.largest:.0e} only (Lanczos not converged)")
+        extreme = largest_eigenvalue(lambda x: exact.matmul(x) - pair.approx.matmul(x), pair.like)
+    _note(numbers, extreme, "spectral error")
     return abs(extreme.value) / exact.largest
 
 
-def block_error_number(numbers: Numbers, problem: Problem, approx: StructuredMatrix) -> None:
+def _note(numbers: Numbers, extreme: Extreme, what: str) -> None:
+    if extreme.is_rough:
+        numbers.notes.append(f"{what}: known to a relative {extreme.error / abs(extreme.value):.0e} only (Lanczos)")
+
+
+def block_error_number(numbers: Numbers, problem: Problem, pair: Pair) -> None:
     """Relative Frobenius error to the exact block-diagonal."""
-    numbers.attempt(lambda: _block_error(problem, approx), "block_frobenius_error")
+    numbers.attempt(lambda: _block_error(problem, pair), "block_frobenius_error")
 
 
-def _block_error(problem: Problem, approx: StructuredMatrix) -> float:
+def _block_error(problem: Problem, pair: Pair) -> float:
     total = sum(layer.norm_squared for layer in problem.layers)
     if total == 0:
         raise NotAvailableError("the exact Fisher is zero")
-    if problem.layout.dim <= LARGEST_DENSE:
-        dense = approx.to_dense().clone()
-        for layer, exact in zip(problem.layout.layers, problem.layers, strict=True):
+    layers = list(zip(problem.layout.layers, problem.layers, strict=True))
+    if pair.is_dense:
+        dense = pair.dense.clone()
+        for layer, exact in layers:
             dense[layer.slice, layer.slice] -= exact.matrix
         return float(dense.norm()) / math.sqrt(total)
-    sizes = [layer.size for layer in problem.layout.layers]
-    parts = [layer_part(approx, i, layer.slice, sizes) for i, layer in enumerate(problem.layout.layers)]
-    if any(isinstance(part, Restricted) for part in parts):
+    sizes = [layer.size for layer, _ in layers]
+    parts = [pair.layer(index, layer.slice, exact, sizes) for index, (layer, exact) in enumerate(layers)]
+    if any(isinstance(part.approx, Restricted) for part in parts):
         raise NotAvailableError("the layers' blocks of this structure are known by their products only")
-    squared = total + norm_squared(approx)
-    squared -= 2 * sum(inner(exact.rows, part) for exact, part in zip(problem.layers, parts, strict=True))
+    squared = total + norm_squared(pair.approx) - 2 * sum(inner(part.exact.rows, part.approx) for part in parts)
     return math.sqrt(max(squared, 0.0) / total)
 
 
-def condition_numbers(numbers: Numbers, exact: ExactMatrix, approx: StructuredMatrix, damping: float) -> None:
-    """What F̂_λ leaves of the spectrum of F_λ."""
-    if exact.dim <= LARGEST_SPECTRUM:
-        names = ("condition", "condition_mean", "laplace_kl", "affine_distance", "condition_nonzero")
-        numbers.attempt(lambda: _from_spectrum(exact, approx, damping), *names)
+def condition_numbers(numbers: Numbers, pair: Pair, damping: float) -> None:
+    """What F̂_λ leaves of the spectrum of F_λ, and how far the two Gaussians with these precisions are apart."""
+    if pair.exact.dim <= LARGEST_SPECTRUM:
+        numbers.attempt(lambda: _from_spectrum(pair, damping), *_CONDITION)
         return
-    reason = f"needs all eigenvalues: computed up to {LARGEST_SPECTRUM} parameters"
-    numbers.refuse(reason, "affine_distance", "condition_nonzero")
-    largest = None
-    try:
-        largest = _pencil(numbers, exact, approx, damping, inverse=False)
-    except Exception as error:  # stated by the attempts below
-        numbers.attempt(lambda e=error: _raise(e), "condition")
-    else:
-        numbers.attempt(lambda: largest * _pencil(numbers, exact, approx, damping, inverse=True), "condition")
-    numbers.attempt(lambda: _from_traces(exact, approx, damping, largest), "condition_mean", "laplace_kl")
+    numbers.refuse(f"needs all eigenvalues: computed up to {LARGEST_SPECTRUM} parameters", *_CONDITION[3:])
+    measure = _from_factors if pair.is_dense else _from_products
+    numbers.attempt(lambda: measure(numbers, pair, damping), *_CONDITION[:3])
 
 
-def _raise(error: Exception):
-    raise error
-
-
-def _from_spectrum(exact: ExactMatrix, approx: StructuredMatrix, damping: float) -> tuple[float | None, ...]:
-    factor = damped_cholesky(approx.to_dense(), damping)
-    half = torch.linalg.solve_triangular(factor, exact.matrix, upper=False)
-    undamped = torch.linalg.solve_triangular(factor, half.mT, upper=False)
-    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+def _from_spectrum(pair: Pair, damping: float) -> tuple[float, ...]:
+    """From all eigenvalues of L⁻¹F_λL⁻ᵀ, L the Cholesky factor of F̂_λ."""
+    factor = pair.factor(damping)
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
+    undamped = inverse @ pair.exact.matrix @ inverse.mT
     spectrum = torch.linalg.eigvalsh(undamped + damping * inverse @ inverse.mT)
-    positive = bool(spectrum[0] > 0)
     values = torch.linalg.eigvalsh((undamped + undamped.mT) / 2).clamp(min=0)
+    positive = bool(spectrum[0] > 0)
     return (
-        float(spectrum[-1] / spectrum[0]) if positive else None,
+        float(spectrum[-1] / spectrum[0]) if positive else math.inf,
         float(spectrum[-1] / spectrum.mean()),
-        float((spectrum - 1 - spectrum.log()).sum() / 2) if positive else None,
-        float(spectrum.log().norm()) if positive else None,
-        condition_number(values, "nonzero") if values[-1] > 0 else None,
+        float((spectrum - 1 - spectrum.log()).sum() / 2) if positive else math.inf,
+        float(spectrum.log().norm()) if positive else math.inf,
+        condition_number(values, "nonzero") if values[-1] > 0 else math.nan,
     )
 
 
-def _pencil(numbers: Numbers, exact: ExactMatrix, approx: StructuredMatrix, damping: float, inverse: bool) -> float:
-    """λmax of F̂_λ⁻¹F_λ, or of F_λ⁻¹F̂_λ; both are self-adjoint in the inner product F̂_λ."""
+def _from_factors(numbers: Numbers, pair: Pair, damping: float) -> tuple[float, float, float]:
+    """With F̂_λ = LLᵀ and F_λ = MMᵀ, L⁻¹F_λL⁻ᵀ is XXᵀ for the triangular X = L⁻¹M: trace, determinant and both ends of it."""
+    factor = pair.factor(damping)
+    X = torch.linalg.solve_triangular(factor, pair.exact.factor(damping), upper=False)
+    largest = largest_eigenvalue(lambda x: X @ (X.mT @ x), pair.like)
+    inverse = largest_eigenvalue(lambda x: _triangular(X.mT, _triangular(X, x, False), True), pair.like)
+    return _summary(numbers, largest, inverse, len(X), float(X.square().sum()), -2 * float(X.diagonal().log().sum()))
+
+
+def _triangular(X: Tensor, x: Tensor, upper: bool) -> Tensor:
+    return torch.linalg.solve_triangular(X, x.unsqueeze(1), upper=upper).squeeze(1)
+
+
+def _from_products(numbers: Numbers, pair: Pair, damping: float) -> tuple[float, float | None, float | None]:
+    """The largest eigenvalue of F̂_λ⁻¹F_λ and of its inverse, both self-adjoint in the inner product F̂_λ; trace and logdet."""
+    exact, approx = pair.exact, pair.approx
 
     def metric(x: Tensor) -> Tensor:
         return approx.matmul(x) + damping * x
 
-    def apply(x: Tensor) -> Tensor:
-        if inverse:
-            return exact.solve(metric(x), damping)
-        return approx.solve(exact.matmul(x) + damping * x, damping)
+    largest = largest_eigenvalue(lambda x: approx.solve(exact.matmul(x) + damping * x, damping), pair.like, metric)
+    inverse = largest_eigenvalue(lambda x: exact.solve(metric(x), damping), pair.like, metric)
+    if not _power_is_cheap(approx):
+        _note(numbers, largest, "condition")
+        return largest.value * inverse.value, None, None
+    inverted = approx.power(-1, damping)
+    trace = inner(exact.rows, inverted) + damping * float(inverted.trace())
+    return _summary(numbers, largest, inverse, exact.dim, trace, float(approx.logdet(damping)) - exact.logdet(damping))
 
-    extreme = largest_eigenvalue(apply, next(exact.rows[0].tensors())[1].new_empty(exact.dim), metric)
-    if not extreme.converged:
-        numbers.notes.append(f"condition known to a relative {extreme.error / abs(extreme.value):.0e} only (Lanczos not converged)")
-    return extreme.value
 
-
-def _from_traces(exact: ExactMatrix, approx: StructuredMatrix, damping: float, largest: float | None) -> tuple:
-    if exact.dim > LARGEST_DENSE and not _power_is_cheap(approx):
-        raise NotAvailableError(f"needs the inverse of a {type(approx).__name__} as a matrix, which is not formed at this size")
-    inverse = approx.power(-1, damping)
-    trace = inner(exact.rows, inverse) + damping * float(inverse.trace())
-    logdet = float(approx.logdet(damping)) - float(exact.structure.logdet(damping))
-    return None if largest is None else largest * exact.dim / trace, (trace - exact.dim + logdet) / 2
+def _summary(
+    numbers: Numbers, largest: Extreme, inverse: Extreme, dim: int, trace: float, logdet: float
+) -> tuple[float, float, float]:
+    """λmax / λmin, λmax / mean, and KL = ½(tr F̂_λ⁻¹F_λ - P + log det F̂_λ - log det F_λ)."""
+    for extreme in (largest, inverse):
+        _note(numbers, extreme, "condition")
+    return largest.value * inverse.value, largest.value * dim / trace, (trace - dim + logdet) / 2
 
 
 def _power_is_cheap(matrix: StructuredMatrix) -> bool:
     if isinstance(matrix, BlockDiagonal):
         return all(map(_power_is_cheap, matrix.blocks))
-    return isinstance(matrix, Diagonal | Kronecker | EigenKronecker | LowRank | Dense)
+    small = isinstance(matrix, Dense) and matrix.dim <= LARGEST_DENSE
+    return small or isinstance(matrix, Diagonal | Kronecker | EigenKronecker | LowRank)

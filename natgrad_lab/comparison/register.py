@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from natgrad_lab import fisher
-from natgrad_lab.comparison.exact import Problem
+from natgrad_lab.comparison.batch import Batch
 from natgrad_lab.comparison.products import NotAvailableError
 from natgrad_lab.names import known
 from natgrad_lab.shapes import Tensor
@@ -30,8 +30,8 @@ class Approximation:
 
     Attributes:
         name: as typed. label: as shown. about: one sentence, what it assumes.
-        kind: "estimator", "structure", "direction" (v = P(g)), "damped_direction" (v = P(g, damping)), or "problem" (of
-            this package, made from the whole problem).
+        kind: "estimator", "structure", "direction" (v = P(g)), "damped_direction" (v = P(g, damping)), or "batch" (of
+            this package, made from the whole batch).
     """
 
     name: str
@@ -40,17 +40,17 @@ class Approximation:
     about: str
     kind: str
 
-    def make(self, problem: Problem) -> StructuredMatrix | Callable[[Tensor, float], Tensor]:
+    def make(self, batch: Batch) -> StructuredMatrix | Callable[[Tensor, float], Tensor]:
         """The structure, or the function (gradient, damping) → direction."""
-        return _MAKE[self.kind](self.source, problem)
+        return _MAKE[self.kind](self.source, batch)
 
 
 _MAKE = {
-    "estimator": lambda source, problem: source(problem.model, problem.likelihood, problem.inputs),
-    "structure": lambda source, problem: source,
-    "direction": lambda source, problem: lambda gradient, damping: source(gradient),
-    "damped_direction": lambda source, problem: source,
-    "problem": lambda source, problem: source(problem),
+    "estimator": lambda source, batch: source(batch.model, batch.likelihood, batch.inputs),
+    "structure": lambda source, batch: source,
+    "direction": lambda source, batch: lambda gradient, damping: source(gradient),
+    "damped_direction": lambda source, batch: source,
+    "batch": lambda source, batch: source(batch),
 }
 
 
@@ -142,23 +142,23 @@ def _kind(name: str, source: object) -> str:
     return "direction"
 
 
-def _mean_identity(problem: Problem) -> Diagonal:
+def _mean_identity(batch: Batch) -> Diagonal:
     """The multiple of I that is nearest to F: its mean eigenvalue."""
-    mean = problem.exact.gram.diagonal().mean()
-    return Diagonal(torch.full_like(problem.gradient, float(mean)).to(problem.layout.dtype))
+    values = fisher.diagonal_fisher(batch.model, batch.likelihood, batch.inputs).values
+    return Diagonal(torch.full_like(values, float(values.mean())))
 
 
-def _layer_grams(problem: Problem) -> BlockDiagonal:
+def _layer_grams(batch: Batch) -> BlockDiagonal:
     """The exact blocks: dense from the estimator where they fit, else the same matrices as RᵀR."""
-    if all(layer.size <= 4096 for layer in problem.layout.layers):
-        return fisher.block_diagonal_fisher(problem.model, problem.likelihood, problem.inputs)
-    rows = fisher.gram_fisher(problem.model, problem.likelihood, problem.inputs).blocks
+    if all(layer.size <= 4096 for layer in batch.layout.layers):
+        return fisher.block_diagonal_fisher(batch.model, batch.likelihood, batch.inputs)
+    rows = fisher.gram_fisher(batch.model, batch.likelihood, batch.inputs).blocks
     return BlockDiagonal(tuple(Gram((block,)) for block in rows))
 
 
-def _kfac_factored(problem: Problem) -> Callable[[Tensor, float], Tensor]:
+def _kfac_factored(batch: Batch) -> Callable[[Tensor, float], Tensor]:
     """K-FAC with its own damping, (G + √λ/π I) ⊗ (A + π√λ I)."""
-    blocks = fisher.kfac_fisher(problem.model, problem.likelihood, problem.inputs).blocks
+    blocks = fisher.kfac_fisher(batch.model, batch.likelihood, batch.inputs).blocks
     if not all(isinstance(block, Kronecker) for block in blocks):
         raise NotAvailableError("some layer's block is no Kronecker product, so its factors cannot be damped")
     newest: dict[float, BlockDiagonal] = {}
@@ -172,13 +172,13 @@ def _kfac_factored(problem: Problem) -> Callable[[Tensor, float], Tensor]:
     return direction
 
 
-def _of_type(name: str, fisher_type: str) -> Callable[[Problem], StructuredMatrix]:
+def _of_type(name: str, fisher_type: str) -> Callable[[Batch], StructuredMatrix]:
     """An estimator with scores of another type: sampled targets, or the observed ones."""
 
-    def make(problem: Problem) -> StructuredMatrix:
-        targets = problem.targets if fisher_type == "empirical" else None
-        options = {"fisher_type": fisher_type, "targets": targets, "num_samples": 1, "generator": problem.generator()}
-        return fisher.ESTIMATORS[name](problem.model, problem.likelihood, problem.inputs, **options)
+    def make(batch: Batch) -> StructuredMatrix:
+        targets = batch.targets if fisher_type == "empirical" else None
+        options = {"fisher_type": fisher_type, "targets": targets, "num_samples": 1, "generator": batch.generator()}
+        return fisher.ESTIMATORS[name](batch.model, batch.likelihood, batch.inputs, **options)
 
     return make
 
@@ -204,7 +204,7 @@ LABELS = {  # name → (label, what it assumes), in the order of the ladder
     "kfac_empirical": ("K-FAC, observed targets", "K-FAC on the empirical Fisher."),
 }
 OWN = {
-    name: Approximation(name, source, *LABELS[name], "problem")
+    name: Approximation(name, source, *LABELS[name], "batch")
     for name, source in {
         "block_diagonal": _layer_grams,
         "kfac_factored": _kfac_factored,
@@ -215,6 +215,7 @@ OWN = {
         "kfac_empirical": _of_type("kfac", "empirical"),
     }.items()
 }
+SAMPLED = ("monte_carlo", "kfac_monte_carlo")  # whose estimates depend on drawn targets
 REGISTERED: dict[str, Approximation] = {}
 
 

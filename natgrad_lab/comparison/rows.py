@@ -53,7 +53,8 @@ METRICS = {
         Metric("seconds", "seconds to estimate", "wall time of the estimate, its passes included", "low"),
         Metric("seconds_solve", "seconds to solve", "wall time of the first direction, factorizations included", "low"),
         Metric("seconds_next", "seconds at another λ", "wall time of the direction at another damping", "low"),
-        Metric("residual", "residual", "‖(F̂ + λI)v - g‖ / ‖g‖ in float64", "low", ".1e"),
+        Metric("rounding", "rounding", "‖v in the model's dtype - v in float64‖ / ‖v in float64‖", "low", ".1e"),
+        Metric("residual", "residual", "‖(F̂ + λI)v - g‖ / ‖g‖ in the model's dtype", "low", ".1e"),
         Metric("clamped", "clamped eigenvalues", "eigenvalues that rounding made negative and that were set to 0", "low", ",.0f"),
         Metric("most_negative", "most negative", "the most negative of them over the largest eigenvalue", "low", ".1e"),
     )
@@ -104,6 +105,7 @@ class Row:
     seconds: float | None = None
     seconds_solve: float | None = None
     seconds_next: float | None = None
+    rounding: float | None = None
     residual: float | None = None
     clamped: float | None = None
     most_negative: float | None = None
@@ -141,7 +143,7 @@ class Numbers:
             return
         for name, value in zip(names, result if isinstance(result, tuple) else (result,), strict=True):
             if value is None or value != value or value in (float("inf"), -float("inf")):
-                self.refuse("undefined (0 / 0) or infinite here", name)
+                self.refuse("not available for this structure at this size" if value is None else "undefined or infinite here", name)
             else:
                 self.values[name] = float(value)
 

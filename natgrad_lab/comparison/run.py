@@ -12,10 +12,11 @@ from torch import nn
 
 from natgrad_lab import __version__, fisher
 from natgrad_lab.comparison import ladder
+from natgrad_lab.comparison.batch import Batch
 from natgrad_lab.comparison.candidate import GIB, Candidate, ambiguity, cost_numbers, make
 from natgrad_lab.comparison.directions import direction_numbers, layer_numbers
-from natgrad_lab.comparison.exact import ExactMatrix, Problem
-from natgrad_lab.comparison.matrices import Restricted, block_error_number, condition_numbers, error_numbers, layer_part
+from natgrad_lab.comparison.exact import Problem
+from natgrad_lab.comparison.matrices import Pair, block_error_number, condition_numbers, error_numbers
 from natgrad_lab.comparison.pictures import pictures
 from natgrad_lab.comparison.products import NotAvailableError
 from natgrad_lab.comparison.register import Approximation, Source, chosen
@@ -74,7 +75,7 @@ def compare(
         )
     announce(needed, "the comparison")
     with watch() as work:
-        problem = Problem(model, likelihood, inputs, targets, headline, seed)
+        problem = Problem(Batch(model, likelihood, inputs, targets, seed), headline)
         problem.natural_gradient(headline)
     rows, failures, candidates = list(_exact_rows(problem, work)), {}, []
     for name, each in track(list(table.items()), "approximations"):
@@ -136,9 +137,11 @@ def _exact_rows(problem: Problem, work) -> list[Row]:
         "factorizations": float(work.factorizations), "memory_numbers": float(system), "clamped": float(work.clamped),
     }  # fmt: skip
     numbers.notes.append(f"route: {solved.route}")
-    block_error_number(numbers, problem, problem.exact.structure)
+    numbers.refuse("the same matrix", "seconds_solve", "seconds_next", "most_negative", "rounding", "condition_nonzero")
+    pair = Pair(problem.exact, problem.exact.structure)
+    block_error_number(numbers, problem, pair)
     row = _row(EXACT, ALL, problem.layout.dim, numbers, problem.gradient.dtype, tuple(work.warnings))
-    return [row, *_layer_rows(problem, EXACT, problem.exact.structure, solved.direction, problem.gradient.dtype)]
+    return [row, *_layer_rows(problem, EXACT, pair, solved.direction, problem.gradient.dtype)]
 
 
 def _rows(candidate: Candidate, damping: float) -> list[Row]:
@@ -147,54 +150,40 @@ def _rows(candidate: Candidate, damping: float) -> list[Row]:
     v, warned = cost_numbers(numbers, candidate, damping)
     if v is not None:
         direction_numbers(numbers, problem, v, damping)
-    else:
-        numbers.refuse("there is no direction: " + numbers.not_available["seconds_solve"], "efficiency", "cosine", "norm_ratio")
-    matrix = candidate.matrix
-    if matrix is None:
+    pair = None if candidate.matrix is None else Pair(problem.exact, candidate.matrix)
+    if pair is None:
         names = ("frobenius_error", "spectral_error", "block_frobenius_error", "condition", "condition_mean", "laplace_kl")
-        numbers.refuse("given as a direction, not as a matrix", *names)
+        numbers.refuse("given as a direction, not as a matrix", *names, "affine_distance", "condition_nonzero")
     else:
-        error_numbers(numbers, problem.exact, matrix)
-        block_error_number(numbers, problem, matrix)
-        condition_numbers(numbers, problem.exact, matrix, damping)
-        if candidate.structure.note:
-            numbers.notes.append(candidate.structure.note)
+        error_numbers(numbers, pair)
+        block_error_number(numbers, problem, pair)
+        condition_numbers(numbers, pair, damping)
+        numbers.notes.extend(filter(None, [candidate.own.structure.note]))
     if candidate.approximation.name == "ekfac":
         numbers.notes.extend(filter(None, [_ekfac_note(problem)]))
-    dtype = candidate.structure.dtype if candidate.structure is not None else problem.layout.dtype
+    dtype = problem.layout.dtype if candidate.own.structure is None else candidate.own.structure.dtype
     row = _row(candidate.approximation, ALL, problem.layout.dim, numbers, dtype, warned)
-    return [row, *_layer_rows(problem, candidate.approximation, matrix, v, dtype)]
+    return [row, *_layer_rows(problem, candidate.approximation, pair, v, dtype)]
 
 
-def _layer_rows(problem: Problem, approximation: Approximation, matrix, v: Tensor | None, dtype: torch.dtype) -> list[Row]:
+def _layer_rows(
+    problem: Problem, approximation: Approximation, pair: Pair | None, v: Tensor | None, dtype: torch.dtype
+) -> list[Row]:
     rows, layout, damping = [], problem.layout, problem.damping
     if len(layout.layers) == 1:
         return rows
     sizes = [layer.size for layer in layout.layers]
-    best = problem.natural_gradient(damping).direction
+    best = problem.natural_gradient(damping).direction.double()
     for index, (layer, exact) in enumerate(zip(layout.layers, problem.layers, strict=True)):
         numbers, where = Numbers(), layer.slice
-        if matrix is not None:
-            _layer_errors(numbers, exact, matrix, index, where, sizes, exactly=approximation is EXACT)
+        if approximation is EXACT:
+            numbers.values |= {"frobenius_error": 0.0, "spectral_error": 0.0}
+        elif pair is not None:
+            error_numbers(numbers, pair.layer(index, where, exact, sizes))
         if v is not None:
-            try:
-                alone = problem.layer_natural_gradient(index, damping)
-            except ValueError as error:
-                numbers.refuse(str(error), "efficiency", "cosine", "norm_ratio")
-            else:
-                layer_numbers(numbers, exact, alone, v[where], best[where], problem.gradient[where], damping)
+            layer_numbers(numbers, problem, index, v[where], best[where])
         rows.append(_row(approximation, layer.name or "model", layer.size, numbers, dtype))
     return rows
-
-
-def _layer_errors(numbers: Numbers, exact: ExactMatrix, matrix, index: int, where: slice, sizes: list, exactly: bool) -> None:
-    if exactly:
-        numbers.values |= {"frobenius_error": 0.0, "spectral_error": 0.0}
-        return
-    part = layer_part(matrix, index, where, sizes)
-    error_numbers(numbers, exact, part)
-    if isinstance(part, Restricted):
-        return
 
 
 def _row(approximation: Approximation, layer: str, dim: int, numbers: Numbers, dtype: torch.dtype, warned=()) -> Row:
@@ -206,7 +195,7 @@ def _row(approximation: Approximation, layer: str, dim: int, numbers: Numbers, d
 
 
 def _ekfac_note(problem: Problem) -> str:
-    kfac = fisher.kfac_fisher(problem.model, problem.likelihood, problem.inputs)
+    kfac = fisher.kfac_fisher(problem.wide.model, problem.wide.likelihood, problem.wide.inputs)
     return ambiguity(kfac, [layer.name for layer in problem.layout.layers])
 
 
@@ -220,9 +209,9 @@ def _about(problem: Problem, warned: list[str]) -> dict:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
-        "seed": problem.seed,
-        "likelihood": repr(problem.likelihood),
-        "num_examples": len(problem.inputs),
+        "seed": problem.batch.seed,
+        "likelihood": repr(problem.batch.likelihood),
+        "num_examples": len(problem.batch.inputs),
         "num_parameters": problem.layout.dim,
         "num_frozen": problem.layout.num_frozen,
         "num_outputs": problem.scores.outputs.shape[2],

@@ -58,7 +58,7 @@ def sweep(problem: Problem, candidates: Sequence[Candidate], dampings: Sequence[
             except Exception:  # None in the curve; the row at the headline damping carries reasons
                 v = None
             if v is not None:
-                direction_numbers(numbers, problem, v, damping)
+                direction_numbers(numbers, problem, v, damping, steps="best")
             for name, curve in curves[candidate.approximation.name].items():
                 curve.append(numbers.values.get(name))
     return Sweep(tuple(dampings), curves, residuals)
