@@ -184,7 +184,7 @@ def _of_type(name: str, fisher_type: str) -> Callable[[Batch], StructuredMatrix]
 
 
 LABELS = {  # name → (label, what it assumes), in the order of the ladder
-    "block_tridiagonal": ("block-tridiagonal K-FAC", "Layers interact with their neighbours only; blocks are Kronecker products."),
+    "block_tridiagonal": ("block-tridiagonal K-FAC", "Layers interact with neighbours only, through Kronecker products."),
     "block_diagonal": ("exact block-diagonal", "Layers do not interact; each layer's block is exact."),
     "unit_wise": ("unit-wise", "Units do not interact; each unit's block is exact."),
     "best_kronecker": ("best Kronecker (Van Loan)", "Each layer's block is one Kronecker product, the nearest there is."),
@@ -223,7 +223,7 @@ def checked_direction(name: str, v: object, gradient: Tensor) -> Tensor:
     """Return what an approximation gave as a direction, in float64, or refuse it."""
     if not isinstance(v, Tensor) or v.shape != gradient.shape:
         given = f"a tensor of shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-        raise ValueError(f"{name!r} must turn a gradient of shape ({len(gradient)},) into a direction of that shape; got {given}.")
+        raise ValueError(f"{name!r} must turn a gradient ({len(gradient)},) into a direction of that shape; got {given}.")
     if not math.isfinite(float(v.detach().abs().sum())):
         raise ValueError(f"{name!r} gave a direction with nan or infinity in it.")
     return v.detach().to(gradient)

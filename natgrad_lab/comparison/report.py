@@ -56,8 +56,8 @@ class Report:
             return "No approximation could be judged; the table says why."
         best = judged[0]
         text = (
-            f"At damping λ = {self.about['damping']:.3g}, {best.label} is {_word(best.efficiency)}: the best step along it reaches "
-            f"{_percent(best.efficiency)} of the decrease that the exact natural gradient promises."
+            f"At damping λ = {self.about['damping']:.3g}, {best.label} is {_word(best.efficiency)}: the best step along it "
+            f"reaches {_percent(best.efficiency)} of the decrease that the exact natural gradient promises."
         )
         others = {"kfac": "K-FAC", "identity": "the plain gradient"}
         tails = [
@@ -121,7 +121,7 @@ class Report:
             raise ValueError(f"{str(path)!r} is no report of natgrad_lab: its schema is not {SCHEMA!r}.")
         if values["version"] != SCHEMA_VERSION:
             raise ValueError(
-                f"{str(path)!r} is a report of version {values['version']}; this natgrad_lab reads {SCHEMA_VERSION}. Make it again."
+                f"{str(path)!r} is a report of version {values['version']}; this natgrad_lab reads version {SCHEMA_VERSION}."
             )
         rows = tuple(Row.from_flat(row) for row in values["rows"])
         parts = Ladder.from_dict(values["ladder"]), Sweep.from_dict(values["sweep"])
@@ -131,7 +131,8 @@ class Report:
         """The headline and a table."""
         lines = [self.headline(), "", f"{'approximation':34} {'efficiency':>10} {'cosine':>8} {'Frobenius':>10} {'α*':>9}"]
         for row in self.totals:
-            cells = (row.efficiency, 10, ".1%"), (row.cosine, 8, ".3f"), (row.frobenius_error, 10, ".3g"), (row.best_step, 9, ".3g")
+            cells = [(row.efficiency, 10, ".1%"), (row.cosine, 8, ".3f")]
+            cells += [(row.frobenius_error, 10, ".3g"), (row.best_step, 9, ".3g")]
             lines.append(f"{row.label:34} " + " ".join(_cell(*cell) for cell in cells))
         lines += [f"{name:34} not made: {reason}" for name, reason in self.failures.items()]
         return "\n".join(lines)

@@ -33,8 +33,8 @@ METRICS = {
         Metric("condition", "condition", "λmax / λmin of F̂_λ^-½ F_λ F̂_λ^-½: 1 is a perfect preconditioner", "low"),
         Metric("condition_mean", "λmax / mean", "the largest over the mean eigenvalue of F̂_λ^-½ F_λ F̂_λ^-½", "low"),
         Metric(
-            "condition_nonzero", "λmax / λmin⁺", "of F̂_λ^-½ F F̂_λ^-½, F undamped: over the eigenvalues that are not 0 to rounding",
-            "low",
+            "condition_nonzero", "λmax / λmin⁺",
+            "of F̂_λ^-½ F F̂_λ^-½, F undamped: over the eigenvalues that are not 0 to rounding", "low",
         ),
         Metric("laplace_kl", "Laplace KL", "KL(N(0, F̂_λ⁻¹) ‖ N(0, F_λ⁻¹)), nats", "low"),
         Metric("affine_distance", "log distance", "‖log(F_λ^-½ F̂_λ F_λ^-½)‖, affine-invariant", "low"),
@@ -55,7 +55,7 @@ METRICS = {
         Metric("seconds_next", "seconds at another λ", "wall time of the direction at another damping", "low"),
         Metric("rounding", "rounding", "‖v in the model's dtype - v in float64‖ / ‖v in float64‖", "low", ".1e"),
         Metric("residual", "residual", "‖(F̂ + λI)v - g‖ / ‖g‖ in the model's dtype", "low", ".1e"),
-        Metric("clamped", "clamped eigenvalues", "eigenvalues that rounding made negative and that were set to 0", "low", ",.0f"),
+        Metric("clamped", "clamped eigenvalues", "eigenvalues that rounding made negative, set to 0", "low", ",.0f"),
         Metric("most_negative", "most negative", "the most negative of them over the largest eigenvalue", "low", ".1e"),
     )
 }  # fmt: skip
@@ -143,7 +143,8 @@ class Numbers:
             return
         for name, value in zip(names, result if isinstance(result, tuple) else (result,), strict=True):
             if value is None or value != value or value in (float("inf"), -float("inf")):
-                self.refuse("not available for this structure at this size" if value is None else "undefined or infinite here", name)
+                why = "not available for this structure at this size" if value is None else "undefined or infinite here"
+                self.refuse(why, name)
             else:
                 self.values[name] = float(value)
 

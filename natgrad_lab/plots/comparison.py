@@ -3,6 +3,7 @@
 All take a report (rows, ladder, sweep: plain numbers) and return a plotly Figure; none computes more than a layout.
 """
 
+import html
 import math
 
 import numpy as np
@@ -28,7 +29,7 @@ def efficiency_figure(report) -> go.Figure:
     rows = [row for row in report.totals if row.efficiency is not None][::-1]
     figure = go.Figure(layout=style.template())
     figure.add_bar(
-        y=[row.label for row in rows], x=[row.efficiency for row in rows], orientation="h", name="efficiency",
+        y=[_text(row.label) for row in rows], x=[row.efficiency for row in rows], orientation="h", name="efficiency",
         marker={"color": [colour(row.approximation) for row in rows]}, text=[f"{row.efficiency:.1%}" for row in rows],
         textposition="outside", cliponaxis=False, hovertemplate="%{y}: %{x:.2%} of the possible decrease<extra></extra>",
     )  # fmt: skip
@@ -41,7 +42,7 @@ def ladder_figure(report) -> go.Figure:
     """The rungs from exact to identity: efficiency as bars, what each step down costs as labels, sampling noise as whiskers."""
     rungs = [rung for rung in report.ladder.rungs if rung.efficiency is not None]
     figure = go.Figure(layout=style.template())
-    labels = [rung.label.replace(" (", "<br>(") for rung in rungs]
+    labels = [_text(rung.label).replace(" (", "<br>(") for rung in rungs]
     figure.add_bar(
         x=labels, y=[rung.efficiency for rung in rungs], name="efficiency", cliponaxis=False,
         marker={"color": [colour(rung.name) for rung in rungs]}, text=[_cost(rung) for rung in rungs],
@@ -85,20 +86,20 @@ def sweep_figure(report, metric: str = "efficiency") -> go.Figure:
     """One number of every approximation against the damping."""
     figure = go.Figure(layout=style.template())
     dampings = np.array(report.sweep.dampings)
-    labels = {row.approximation: row.label for row in report.totals}
+    labels = {row.approximation: _text(row.label) for row in report.totals}
     ends = []
     for name, curves in report.sweep.curves.items():
         values = np.array([math.nan if value is None else value for value in curves[metric]])
         shown = dampings > 0
         main = name in _LINES or name not in COLOURS and name in _own(report)
         figure.add_scatter(
-            x=dampings[shown], y=values[shown], mode="lines+markers" if main else "lines", name=labels.get(name, name),
+            x=dampings[shown], y=values[shown], mode="lines+markers" if main else "lines", name=labels.get(name, _text(name)),
             line={"color": colour(name), "width": 2.5 if main else 1, "dash": "solid" if main else "dot"}, marker={"size": 5},
-            hovertemplate=f"{labels.get(name, name)}: %{{y:.4g}} at λ = %{{x:.2g}}<extra></extra>",
+            hovertemplate=f"{labels.get(name, _text(name))}: %{{y:.4g}} at λ = %{{x:.2g}}<extra></extra>",
         )  # fmt: skip
         finite = np.flatnonzero(shown & np.isfinite(values))
         if main and len(finite):
-            ends.append((float(values[finite[0]]), dampings[finite[0]], labels.get(name, name), colour(name)))
+            ends.append((float(values[finite[0]]), dampings[finite[0]], labels.get(name, _text(name)), colour(name)))
     figure.update_xaxes(type="log", title={"text": "damping λ (log)"})
     percent = metric == "efficiency"
     figure.update_yaxes(title={"text": metric.replace("_", " ")}, tickformat=".0%" if percent else None)
@@ -127,7 +128,7 @@ def layers_figure(report, metric: str = "efficiency") -> go.Figure:
     numbers = np.array([[math.nan if each is None else each for each in line] for line in z], dtype=float).reshape(len(z), -1)
     figure = go.Figure(layout=style.template())
     figure.add_heatmap(
-        z=numbers, x=[f"layer {layer}" for layer in layers], y=[row.label for row in order], xgap=2, ygap=2,
+        z=numbers, x=[f"layer {_text(layer)}" for layer in layers], y=[_text(row.label) for row in order], xgap=2, ygap=2,
         colorscale=style.colorscale("sequential"), zmin=0, zmax=1 if share else None, reversescale=not share,
         text=[["-" if each is None else f"{each:.0%}" if share else f"{each:.2g}" for each in line] for line in z],
         texttemplate="%{text}", hovertemplate="%{y}, %{x}: %{z:.4g}<extra></extra>", name=metric,
@@ -147,13 +148,14 @@ def steps_figure(report) -> go.Figure:
         ("achieved on the batch", "achieved_decrease", style.BLUE, "circle"),
     ):
         figure.add_scatter(
-            y=[row.label for row in rows], x=[getattr(row, field) for row in rows], mode="markers", name=name,
+            y=[_text(row.label) for row in rows], x=[getattr(row, field) for row in rows], mode="markers", name=name,
             marker={"color": tint, "size": 10, "symbol": symbol, "line": {"width": 2}},
             hovertemplate=f"%{{y}}: {name} %{{x:.4g}} nats<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title={"text": "fall of the loss (nats per example) at each method's best step length α*"})
     figure.update_layout(
-        title={"text": "Promised and achieved"}, showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        title={"text": "Promised and achieved"}, showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         margin={"l": 56, "r": 16, "t": 74, "b": 44},
     )  # fmt: skip
     return _sized(figure, height=150 + 27 * max(len(rows), 3))
@@ -170,7 +172,7 @@ def matrix_figure(picture, limits: tuple[float, float], title: str) -> go.Figure
     )  # fmt: skip
     ticks = {
         "tickvals": [(start + stop) / 2 for _, start, stop in picture.layers],
-        "ticktext": [f"layer {name}" for name, *_ in picture.layers], "showgrid": False,
+        "ticktext": [f"layer {_text(name)}" for name, *_ in picture.layers], "showgrid": False,
     }  # fmt: skip
     for _, start, _ in picture.layers[1:]:
         figure.add_vline(start, line={"color": "white", "width": 1})
@@ -220,6 +222,11 @@ def _spread(ends: list, gap: float) -> list:
         last = max(value, last + gap)
         placed.append((last, *rest))
     return placed
+
+
+def _text(label: str) -> str:
+    """A label that came from outside: plotly would read tags in it."""
+    return html.escape(label, quote=False)
 
 
 def _sized(figure: go.Figure, height: int) -> go.Figure:
