@@ -1,7 +1,7 @@
 """What an experiment is, in plain values: everything a run depends on, and nothing else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from natgrad_lab.likelihoods import LIKELIHOODS
@@ -23,7 +23,7 @@ class ExperimentConfig:
         dtype: "float32" or "float64". device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
     """
 
-    sizes: tuple[int, ...] = (64, 32, 32, 10)
+    sizes: Sequence[int] = (64, 32, 32, 10)
     activation: str = "tanh"
     bias: bool = True
     likelihood: str = "categorical"
