@@ -291,7 +291,7 @@ class LiveRun:
 
     def _is_due(self) -> bool:
         with self._changed:
-            if self._wishes.show or self._state != "running":
+            if self._wishes.show:
                 self._wishes.show = False
                 return True
         return self._clock() - self._shown_at >= 1.0 / self.max_fps and self._wanted()
