@@ -176,12 +176,14 @@ def figure_png(figure: dict) -> bytes:
     """Draw a plotly figure on white as a PNG file. Needs kaleido and a Chromium (BROWSER_PATH, or on PATH)."""
     import plotly.graph_objects as go
 
-    # When the browser says goodbye, kaleido's reader logs a traceback, for "{bye}" is no JSON.
-    logging.getLogger("choreographer.channels.pipe").setLevel(logging.CRITICAL)
     drawn = go.Figure({"data": figure["data"], "layout": figure["layout"]})
     size = {"width": drawn.layout.width or 720, "height": drawn.layout.height or 400}
     drawn.update_layout(paper_bgcolor="white", plot_bgcolor="white", **size)
     try:
+        import kaleido  # noqa: F401  (it makes the logger that the next line quietens)
+
+        # When the browser says goodbye, its reader logs a traceback, for "{bye}" is no JSON.
+        logging.getLogger("choreographer.channels.pipe").setLevel(logging.CRITICAL)
         return drawn.to_image("png", scale=1.25)
     except (ValueError, ImportError, RuntimeError) as error:
         raise RuntimeError(
