@@ -4,8 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
+from natgrad_lab.datasets import DATASETS
 from natgrad_lab.likelihoods import LIKELIHOODS
+from natgrad_lab.models import ACTIVATIONS
 from natgrad_lab.names import known
+from natgrad_lab.optimizers import METHODS
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class ExperimentConfig:
         """Refuse what can be refused without loading data."""
         object.__setattr__(self, "sizes", tuple(self.sizes))
         object.__setattr__(self, "options", dict(self.options))
+        known(self.method, METHODS, "method")
+        known(self.dataset, DATASETS, "data set")
         known(self.likelihood, LIKELIHOODS, "likelihood")
+        known(self.activation, ACTIVATIONS, "activation")
         known(self.dtype, ("float32", "float64"), "dtype")
         for name, least in (("steps", 0), ("batch_size", 1), ("num_examples", 1)):
             value = getattr(self, name)
