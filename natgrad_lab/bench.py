@@ -79,8 +79,7 @@ def step(
     """Time one step of every method against a step of SGD, on the same network and batch, float32.
 
     K-FAC is timed with factors and inverses every step (monte_carlo, the default; exact scores beside it), and amortized:
-    factors every step, inverses every 20. The exact natural gradient is left out above 20,000 parameters times examples'
-    rows, where one step takes seconds; the row says so.
+    factors every step, inverses every 20.
     """
     with _threads(threads):
         where = find_device(device)
@@ -174,3 +173,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+BENCHES: dict[str, Callable[..., BenchTable]] = {"dense": dense, "step": step}

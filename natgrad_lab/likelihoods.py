@@ -200,8 +200,8 @@ class Bernoulli(Likelihood):
     """
 
     def nll(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, " N"]:
-        """Σ_c softplus(f_c) − y_c f_c."""
-        return (functional.softplus(outputs) - targets * outputs).sum(-1)
+        """−Σ_c y_c log σ(f_c) + (1 − y_c) log σ(−f_c). (PyTorch's softplus forgets exp(−f) from f = 20 on.)"""
+        return -(targets * functional.logsigmoid(outputs) + (1 - targets) * functional.logsigmoid(-outputs)).sum(-1)
 
     def score(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, "N C"]:
         """y − σ(f)."""

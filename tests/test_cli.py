@@ -386,3 +386,21 @@ def test_tests_need_a_checkout(capsys, monkeypatch):
     monkeypatch.setattr(commands, "checkout", lambda: None)
     code, _, err = natgrad(capsys, "test")
     assert code == 2 and "source folder" in err
+
+
+# ---- benchmarks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["dense", "step"])
+def test_bench_prints_ratios_and_writes_json(capsys, tmp_path, what):
+    out = tmp_path / "bench.json"
+    code, shown, _ = natgrad(capsys, "bench", what, "--sizes", "4,3,2", "--examples", 6, "--rounds", 2, "--out", out)
+    table = json.loads(out.read_text())
+    assert code == 0 and table["rows"][0]["ratio"] == 1.0 and table["threads"] == 1
+    assert all(row["seconds"] > 0 and row["rounds"] == 2 and row["case"] in shown for row in table["rows"])
+
+
+def test_bench_suggests_the_nearest_name(capsys):
+    code, _, err = natgrad(capsys, "bench", "dens")
+    assert code == 2 and "Did you mean 'dense'?" in err

@@ -208,6 +208,7 @@ def test_a_notebook_that_was_never_made_and_one_that_does_not_exist(folder, tmp_
     assert build([folder], check=True) == ["01_small.ipynb has not been made. Run: natgrad notebooks 01_small.py"]
     with pytest.raises(FileNotFoundError, match="no notebook .*02_other.py.*There are: 01_"):
         build([tmp_path / "02_other.py"])
+    assert build([SOURCES[0].name], check=True) == build([SOURCES[0].with_suffix(".ipynb")], check=True) == []
 
 
 def test_fast_mode_is_on_for_anything_but_0(monkeypatch):
@@ -300,16 +301,25 @@ def test_few_colours_are_kept_exactly_and_clear_ones_stand_on_white():
     assert palette_pixels(smaller(png_file(clear))).tolist() == [[[0, 0, 0]] * 3, [[255, 255, 255]] * 3]
 
 
-def test_many_colours_are_rounded_to_the_nearest_even_step():
+def test_many_colours_become_256_near_ones_and_the_background_stays():
     import numpy as np
 
     from natgrad_lab.notebooks.png import smaller
 
-    picture = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    place = np.random.default_rng(0).random(4000)  # a colour map of 4000 colours on white, as in a heatmap
+    colours = (255 * np.stack([place, place**2, 0.5 + 0.4 * np.sin(5 * place)], axis=1)).astype(np.uint8)
+    picture = np.full((90, 80, 3), 255, np.uint8)
+    picture[:50] = colours.reshape(50, 80, 3)
     file = png_file(picture, (4,))
-    rounded = palette_pixels(smaller(file)).astype(int)
+    near = palette_pixels(smaller(file))
     assert len(smaller(file)) < len(file) / 2
-    assert abs(rounded - picture).max() <= np.ceil(255 / 5 / 2)  # six steps a colour, the coarsest there are
+    assert len(np.unique(near.reshape(-1, 3), axis=0)) == 256
+    assert abs(near.astype(int) - picture).max() <= 4
+    assert (near[50:] == 255).all()
+    picture[51, :5] = 253  # the edge of a letter
+    fewer = palette_pixels(smaller(png_file(picture), 20))
+    assert len(np.unique(fewer.reshape(-1, 3), axis=0)) == 20
+    assert (fewer[50:] == 255).all()  # the most frequent colour stands for its neighbours
 
 
 @pytest.mark.parametrize("change, complaint", [(b"\x10\x02\x00\x00\x00", "depth 16"), (b"\x08\x02\x00\x00\x01", "plain 8-bit")])

@@ -155,6 +155,23 @@ def data():
 
 
 @app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="dense or step.")],
+    sizes: Annotated[str | None, typer.Option(help="Widths, as 784,512,256,10; 64,32,32,10 if not given.")] = None,
+    examples: Annotated[int | None, typer.Option(help="N; 512 for dense, 500 for step if not given.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Times every case is timed.")] = None,
+    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write the table as JSON to this file too.")] = None,
+):
+    """Time what this package does against a yardstick in the same run; ratios are medians over interleaved rounds."""
+    from natgrad_lab.cli.bench import measure
+
+    given = {"num_examples": examples, "rounds": rounds}
+    measure(what, sizes, {name: value for name, value in given.items() if value is not None}, threads, device, out, console)
+
+
+@app.command()
 def run(
     method: Annotated[str | None, typer.Option(help="sgd, momentum, adam, exact_ngd, kfac; kfac if not given.")] = None,
     dataset: Annotated[str | None, typer.Option(help="One of `natgrad data`; digits if not given.")] = None,

@@ -1,11 +1,14 @@
 """What an experiment is, in plain values: everything a run depends on, and nothing else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
+from natgrad_lab.datasets import DATASETS
 from natgrad_lab.likelihoods import LIKELIHOODS
+from natgrad_lab.models import ACTIVATIONS
 from natgrad_lab.names import known
+from natgrad_lab.optimizers import METHODS
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class ExperimentConfig:
         dtype: "float32" or "float64". device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
     """
 
-    sizes: tuple[int, ...] = (64, 32, 32, 10)
+    sizes: Sequence[int] = (64, 32, 32, 10)
     activation: str = "tanh"
     bias: bool = True
     likelihood: str = "categorical"
@@ -44,7 +47,10 @@ class ExperimentConfig:
         """Refuse what can be refused without loading data."""
         object.__setattr__(self, "sizes", tuple(self.sizes))
         object.__setattr__(self, "options", dict(self.options))
+        known(self.method, METHODS, "method")
+        known(self.dataset, DATASETS, "data set")
         known(self.likelihood, LIKELIHOODS, "likelihood")
+        known(self.activation, ACTIVATIONS, "activation")
         known(self.dtype, ("float32", "float64"), "dtype")
         for name, least in (("steps", 0), ("batch_size", 1), ("num_examples", 1)):
             value = getattr(self, name)

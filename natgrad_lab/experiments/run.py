@@ -43,21 +43,25 @@ def _steps(
     config: ExperimentConfig, training: Training, store: RunFolder | None, checkpoint_every: int
 ) -> Iterator[StepRecord]:
     saved = training.step
+    whole = True  # whether model and optimizer are those after training.step steps, not of an interrupted one
     try:
         while training.step < config.steps:
+            whole = False
             record = _step(training)
             if store is not None:
                 store.append(record)
             if record.status != "ok":
+                whole = True
                 yield record
                 return
             training.step += 1
+            whole = True
             if store is not None and training.step % checkpoint_every == 0:
                 store.save(training)
                 saved = training.step
             yield record
     finally:
-        if store is not None and training.step > saved:
+        if store is not None and whole and training.step > saved:
             store.save(training)
 
 

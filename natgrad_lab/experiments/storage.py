@@ -71,7 +71,7 @@ class RunFolder:
         if not self.config_path.exists():
             self.begin(config, training)
             return
-        kept = ExperimentConfig.from_json(self.config_path.read_text())
+        kept = self._kept_config()
         old, new = json.loads(kept.to_json()), json.loads(config.to_json())
         changed = [name for name in new if new[name] != old[name] and name not in ("steps", "device")]
         if changed:
@@ -112,6 +112,14 @@ class RunFolder:
         lines = self.records_path.read_text().split("\n")
         return [StepRecord(**json.loads(line)) for line in lines[:-1]]
 
+    def _kept_config(self) -> ExperimentConfig:
+        try:
+            return ExperimentConfig.from_json(self.config_path.read_text())
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{str(self.config_path)!r} is no config of this package ({error}). Restore it, or choose another folder."
+            ) from error
+
     def _load(self, training: Training) -> None:
         try:
             state = torch.load(self.checkpoint_path, map_location=training.inputs.device, weights_only=True)
@@ -121,9 +129,10 @@ class RunFolder:
             training.optimizer.load_state_dict(state["optimizer"])
             training.step = state["step"]
         except Exception as error:
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no text'])[0]}"
             raise ValueError(
-                f"the checkpoint {str(self.checkpoint_path)!r} cannot be read ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}). It is cut short or from elsewhere; delete it to begin the run again."
+                f"the checkpoint {str(self.checkpoint_path)!r} cannot be read ({reason}). It is cut short or from elsewhere; "
+                "delete it to begin the run again."
             ) from error
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from natgrad_lab import datasets, models
+from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.experiments.config import ExperimentConfig
 from natgrad_lab.likelihoods import LIKELIHOODS, Likelihood
 from natgrad_lab.optimizers import METHODS
@@ -93,6 +94,8 @@ def make_optimizer(config: ExperimentConfig, model: nn.Module, likelihood: Likel
     choices = {name: value for name, value in given.items() if value is not None}
     try:
         return METHODS[config.method](model, likelihood, **choices, **config.options)
+    except UnsupportedLayerError:
+        raise
     except TypeError as error:
         raise ValueError(f"method {config.method!r} does not take these options: {dict(config.options)} ({error}).") from error
 
@@ -103,7 +106,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"no device {name!r} here ({str(error).splitlines()[0]}). Use 'auto' or 'cpu'.") from error
     return device

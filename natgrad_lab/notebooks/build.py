@@ -5,6 +5,7 @@ depends on when or where it was made (ids, times, paths), so that it changes onl
 """
 
 import base64
+import logging
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from natgrad_lab.environment import checkout
 from natgrad_lab.notebooks.png import smaller
 
 PACKAGE = Path(__file__).resolve().parent.parent
-MOST_BYTES = 300_000
+MOST_BYTES, COLOURS = 300_000, 128
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
@@ -43,16 +44,13 @@ def build(paths: Iterable[str | os.PathLike] | None = None, *, check: bool = Fal
     """Make the `.ipynb` of each source, or, with `check`, only say which ones have to be made again.
 
     Args:
-        paths: sources (`.py`, or the `.ipynb` beside it); None: all in notebooks/.
+        paths: sources (`.py`, or the `.ipynb` beside it), or names of some in notebooks/; None: all of them.
         check: execute and write nothing.
         fast: execute with NATGRAD_FAST=1, and write nothing: a trial run.
     Returns: a `Built` for each notebook; with `check` a sentence for each that is out of date, so [] if all is well.
     Raises: RuntimeError if a cell fails or warns; ValueError if a notebook has become too large or holds a path.
     """
-    chosen = sources() if paths is None else [Path(path).with_suffix(".py") for path in paths]
-    missing = [str(path) for path in chosen if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"no notebook {missing[0]!r}. There are: {', '.join(p.name for p in sources())}.")
+    chosen = sources() if paths is None else [_source(path) for path in paths]
     if check:
         return [difference for path in chosen if (difference := difference_of(path))]
     return [_build(path, fast) for path in chosen]
@@ -65,6 +63,16 @@ def sources() -> list[Path]:
     if not found:
         raise FileNotFoundError("There are no notebooks here: they come with the source folder, in notebooks/.")
     return found
+
+
+def _source(path: str | os.PathLike) -> Path:
+    given = Path(path).with_suffix(".py")
+    known = {source.name: source for source in sources()}
+    if given.is_file():
+        return given
+    if given.name == str(given) and given.name in known:
+        return known[given.name]
+    raise FileNotFoundError(f"no notebook {str(path)!r}. There are: {', '.join(known)}.")
 
 
 def read(path: Path):
@@ -161,7 +169,7 @@ def still(data: dict, source: str) -> dict:
         raise ValueError(f"the widget of this cell shows nothing on a page without a kernel:\n{source}")
     else:
         return data
-    return {"image/png": base64.b64encode(smaller(picture)).decode("ascii")}
+    return {"image/png": base64.b64encode(smaller(picture, COLOURS)).decode("ascii")}
 
 
 def figure_png(figure: dict) -> bytes:
@@ -172,6 +180,10 @@ def figure_png(figure: dict) -> bytes:
     size = {"width": drawn.layout.width or 720, "height": drawn.layout.height or 400}
     drawn.update_layout(paper_bgcolor="white", plot_bgcolor="white", **size)
     try:
+        import kaleido  # noqa: F401  (it makes the logger that the next line quietens)
+
+        # When the browser says goodbye, its reader logs a traceback, for "{bye}" is no JSON.
+        logging.getLogger("choreographer.channels.pipe").setLevel(logging.CRITICAL)
         return drawn.to_image("png", scale=1.25)
     except (ValueError, ImportError, RuntimeError) as error:
         raise RuntimeError(

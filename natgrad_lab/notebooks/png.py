@@ -1,4 +1,4 @@
-"""Smaller PNG files: at most 256 colours, one byte a pixel.
+"""Smaller PNG files: a palette of at most 256 colours, one byte a pixel.
 
 Browsers write four bytes a pixel and compress them in haste. A heatmap or a line plot has few colours; as a palette
 picture it takes a third of the space, and a notebook can hold more of them.
@@ -14,20 +14,45 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {2: 3, 6: 4}  # colour type → bytes a pixel: RGB, RGBA
 
 
-def smaller(file: bytes) -> bytes:
-    """The same picture on white with at most 256 colours: exact if it has no more, else in the finest even steps that fit."""
-    pixels = decode(file).astype(np.float64)
+def smaller(file: bytes, most: int = 256) -> bytes:
+    """The same picture on white with at most `most` colours (<= 256).
+
+    Exact if it has no more; otherwise each pixel takes a colour near its own.
+    """
+    pixels = decode(file)
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3:] / 255
-        pixels = alpha * pixels[..., :3] + (1 - alpha) * 255
-    for steps in (255, 127, 63, 51, 31, 25, 15, 7, 5):  # 6 * 6 * 6 colours fit in any case
-        rounded = np.round(np.round(pixels * steps / 255) * 255 / steps).astype(np.uint32)
-        packed = rounded @ np.array([65536, 256, 1], np.uint32)
-        colours, index = np.unique(packed, return_inverse=True)
-        if len(colours) <= 256:
-            break
-    palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8)
-    return _encode(index.reshape(packed.shape).astype(np.uint8), palette)
+        pixels = np.round(alpha * pixels[..., :3] + (1 - alpha) * 255)
+    packed = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    colours, index, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    colours = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8)
+    box, representatives = _boxes(colours, counts, most)
+    return _encode(box[index.reshape(packed.shape)], colours[representatives])
+
+
+def _boxes(colours: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the colours (n, 3) into at most `most` boxes: the number of each one's box, and each box's most frequent colour.
+
+    The box with the greatest extent, weighted by the root of its pixels, is cut along its longest side, in the middle.
+    """
+    boxes = [np.arange(len(colours))]
+    extents = [_extent(colours, counts, boxes[0])]
+    while len(boxes) < most and max(extents) > 0:
+        worst = int(np.argmax(extents))
+        members = boxes[worst]
+        low, high = colours[members].min(0).astype(int), colours[members].max(0).astype(int)
+        side = int(np.argmax(high - low))
+        is_low = colours[members, side] <= (low[side] + high[side]) // 2
+        for place, part in ((worst, members[is_low]), (len(boxes), members[~is_low])):
+            boxes[place : place + 1], extents[place : place + 1] = [part], [_extent(colours, counts, part)]
+    box = np.empty(len(colours), np.uint8)
+    for number, members in enumerate(boxes):
+        box[members] = number
+    return box, np.array([members[np.argmax(counts[members])] for members in boxes])
+
+
+def _extent(colours: np.ndarray, counts: np.ndarray, members: np.ndarray) -> float:
+    return float(np.ptp(colours[members], axis=0).max()) * float(counts[members].sum()) ** 0.5
 
 
 def decode(file: bytes) -> np.ndarray:

@@ -73,12 +73,24 @@ class FlatOptimizer(Optimizer):
 
         The first step also verifies that captured gradients equal PyTorch's (see `score_pass`).
         Returns: the record; with status "diverged" if loss or direction are not finite, and then nothing was changed.
-        Raises: as `score_pass`; NotPositiveDefiniteError if the damped Fisher cannot be inverted.
+        Raises: as `score_pass`; NotPositiveDefiniteError if the damped Fisher cannot be inverted. The optimizer is then as
+            before the step: sampled targets and running averages of a step that was not taken leave no trace.
         """
+        generator, memory = self.generator.get_state(), self._memory()
+        record = None
+        try:
+            record = self._step(inputs, targets)
+            return record
+        finally:
+            if record is None or record.status != "ok":
+                self.generator.set_state(generator)
+                self._remember(*memory)
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> StepRecord:
         started, phases = time.perf_counter(), {}
         group = self.param_groups[0]
         damping, step = check_damping(group["damping"]), self.num_steps + 1
-        known = {"step": step, "lr": float(group["lr"]), "damping": damping, "phases": phases}
+        known = {"step": step, "lr": check_lr(group["lr"]), "damping": damping, "phases": phases}
         fisher_targets = targets if self.fisher_type == "empirical" else None
         try:
             scores = score_pass(
@@ -112,7 +124,7 @@ class FlatOptimizer(Optimizer):
 
     def _lr_vector(self, scores: ScorePass) -> float | Tensor:
         """The learning rate: one number, or one per parameter (P,) where groups differ."""
-        rates = {float(group["lr"]) for group in self.param_groups}
+        rates = {check_lr(group["lr"]) for group in self.param_groups}
         if len(rates) == 1:
             return rates.pop()
         flat = torch.empty(scores.layout.dim, dtype=scores.layout.dtype, device=scores.layout.device)
@@ -138,6 +150,13 @@ class FlatOptimizer(Optimizer):
         self.num_steps = own["num_steps"]
         self.generator.set_state(own["generator"].cpu())
         self._load_own_state(own)
+
+    def _memory(self) -> tuple:
+        """What a step changes besides the parameters, for `_remember` to put back."""
+        return ()
+
+    def _remember(self, *memory: object) -> None:
+        pass
 
     def _own_state(self) -> dict:
         return {}

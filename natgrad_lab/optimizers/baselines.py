@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from natgrad_lab.derivatives import refuse_inputs, refuse_output_shape, refuse_weights, run_model
 from natgrad_lab.likelihoods import Likelihood
@@ -18,8 +19,8 @@ from natgrad_lab.shapes import Tensor
 class RecordedStep:
     """Mixed into a torch optimizer: `step(inputs, targets)` computes the mean nll, steps, and returns a `StepRecord`.
 
-    Any module will do, in train or eval mode: only the loss and its gradient are needed. `damping` is accepted so that all
-    methods are made alike; a first-order method has none, and its records say nan.
+    Any module with a flat order will do, in train or eval mode: only the loss and its gradient are needed. `damping` is
+    accepted so that all methods are made alike; a first-order method has none, and its records say nan.
     """
 
     def _begin(self, model: nn.Module, likelihood: Likelihood) -> None:
@@ -30,37 +31,48 @@ class RecordedStep:
     def _recorded(self, apply: Callable[[], None], inputs: Tensor, targets: Tensor) -> StepRecord:
         started = time.perf_counter()
         parameters = [p for group in self.param_groups for p in group["params"]]
+        rates = [check_lr(group["lr"]) for group in self.param_groups]
         refuse_inputs(self._layout, inputs)
         if self.num_steps == 0:
             refuse_weights(self._layout)
+        trained = [p for p in parameters if p.requires_grad]
         with torch.enable_grad():
             outputs = run_model(self.model, inputs)
             refuse_output_shape(inputs, outputs)
             self.likelihood.validate(outputs.detach(), targets)
-            loss = self.likelihood.nll(outputs, targets).mean()
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            loss = self.likelihood.nll(outputs, targets.detach()).mean()
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
         loss = float(loss.detach())
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-        known = {
-            "step": self.num_steps + 1,
-            "loss": loss,
-            "grad_norm": norm,
-            "lr": float(self.param_groups[0]["lr"]),
-        }
+        known = {"step": self.num_steps + 1, "loss": loss, "grad_norm": norm, "lr": rates[0]}
         if not math.isfinite(loss + norm):
             return StepRecord(status="diverged", message=f"loss {loss}, gradient norm {norm}", **known)
-        before = [p.detach().clone() for p in parameters]
+        before = [p.detach().clone() for p in trained]
+        moved = self._moved(apply, parameters, dict(zip(trained, gradients, strict=True)), before)
+        if not math.isfinite(moved):
+            with torch.no_grad():
+                for parameter, old in zip(trained, before, strict=True):
+                    parameter.copy_(old)
+            return StepRecord(status="diverged", message="the update is not finite; lower the learning rate", **known)
+        self.num_steps += 1
+        return StepRecord(update_norm=moved, seconds=time.perf_counter() - started, **known)
+
+    @staticmethod
+    def _moved(apply: Callable[[], None], parameters: list, gradients: dict, before: list) -> float:
+        """Step with `gradients` lent as `.grad`, the users' own put back; the norm of the update, inf where it overflows."""
         kept = [p.grad for p in parameters]
         try:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            for parameter in parameters:
+                parameter.grad = gradients.get(parameter)
             apply()
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            return math.inf
         finally:
             for parameter, gradient in zip(parameters, kept, strict=True):
                 parameter.grad = gradient
-        moved = math.sqrt(sum(float((p.detach() - b).square().sum()) for p, b in zip(parameters, before, strict=True)))
-        self.num_steps += 1
-        return StepRecord(update_norm=moved, seconds=time.perf_counter() - started, **known)
+        return math.sqrt(sum(float((p.detach() - b).square().sum()) for p, b in zip(gradients, before, strict=True)))
 
     def state_dict(self) -> dict:
         """PyTorch's state and the number of steps taken."""
@@ -71,6 +83,11 @@ class RecordedStep:
         own = state_dict.get("natgrad_lab", {"num_steps": 0})
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "natgrad_lab"})
         self.num_steps = own["num_steps"]
+
+
+def plain_step(kind: type[Optimizer]) -> Callable:
+    """The step of PyTorch's own class without the wrapper that runs step hooks, which that of ours has too."""
+    return kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step
 
 
 class SGD(RecordedStep, torch.optim.SGD):
@@ -85,7 +102,7 @@ class SGD(RecordedStep, torch.optim.SGD):
 
     def step(self, inputs: Tensor, targets: Tensor) -> StepRecord:
         """One step on the batch."""
-        return self._recorded(super().step, inputs, targets)
+        return self._recorded(lambda: plain_step(torch.optim.SGD)(self), inputs, targets)
 
 
 class Adam(RecordedStep, torch.optim.Adam):
@@ -98,4 +115,4 @@ class Adam(RecordedStep, torch.optim.Adam):
 
     def step(self, inputs: Tensor, targets: Tensor) -> StepRecord:
         """One step on the batch."""
-        return self._recorded(super().step, inputs, targets)
+        return self._recorded(lambda: plain_step(torch.optim.Adam)(self), inputs, targets)

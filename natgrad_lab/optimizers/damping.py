@@ -1,10 +1,12 @@
 """Inverses of a damped Kronecker Fisher, one named function per meaning of "damped"."""
 
+import math
+
 import torch
 
 from natgrad_lab.linalg import damped_cholesky, zero_level
 from natgrad_lab.shapes import Tensor
-from natgrad_lab.structures import BlockDiagonal, Kronecker, StructuredMatrix, factored_tikhonov
+from natgrad_lab.structures import BlockDiagonal, Kronecker, StructuredMatrix, pi_trace_norm
 
 
 def exact_inverse(fisher: StructuredMatrix, damping: float) -> StructuredMatrix:
@@ -14,14 +16,22 @@ def exact_inverse(fisher: StructuredMatrix, damping: float) -> StructuredMatrix:
 
 def factored_inverse(fisher: BlockDiagonal, damping: float) -> BlockDiagonal:
     """K-FAC's (G + √λ/π I)⁻¹ ⊗ (A + π√λ I)⁻¹ per layer: two Choleskys each. [MartensGrosse2015] sec. 6.3."""
-    damped = (factored_tikhonov(block, damping) for block in fisher.blocks)
-    return BlockDiagonal(tuple(Kronecker(_inverse(block.left), _inverse(block.right)) for block in damped))
+    return BlockDiagonal(tuple(_factored_inverse(block, damping) for block in fisher.blocks))
 
 
-def _inverse(matrix: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed or factor.diagonal().square().min() <= zero_level(len(matrix), matrix.diagonal().max()):
-        factor = damped_cholesky(matrix)  # says why there is no inverse
+def _factored_inverse(block: Kronecker, damping: float) -> Kronecker:
+    root, pi = math.sqrt(damping), pi_trace_norm(block)
+    return Kronecker(_inverse(block.left, root / pi), _inverse(block.right, root * pi))
+
+
+def _inverse(matrix: Tensor, damping: float) -> Tensor:
+    """(M + damping I)⁻¹; where rounding has eaten the damping, as `damped_cholesky` does, with its warning or its refusal."""
+    damped = matrix.clone()
+    damped.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    least = damping / 2 if damping > 0 else zero_level(len(matrix), matrix.diagonal().max())
+    if failed or not factor.diagonal().square().min() > least:
+        factor = damped_cholesky(matrix, damping)
     return torch.cholesky_inverse(factor)
 
 

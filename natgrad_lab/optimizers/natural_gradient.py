@@ -86,6 +86,12 @@ class NaturalGradient(FlatOptimizer):
         decay = min(1 - 1 / self._refreshes, self.estimate.ema_decay)
         self.fisher = new if decay == 0 else self.fisher.map(lambda old, now: now.lerp(old, decay), new)
 
+    def _memory(self) -> tuple:
+        return self.fisher, self.inverse, self._refreshes, self._inverted_damping
+
+    def _remember(self, *memory: object) -> None:
+        self.fisher, self.inverse, self._refreshes, self._inverted_damping = memory
+
     def _own_state(self) -> dict:
         structures = {"fisher": self.fisher, "inverse": self.inverse}
         saved = {name: matrix.state() for name, matrix in structures.items() if matrix is not None}

@@ -1,6 +1,6 @@
 """A live run: a problem stepped in one worker thread, and what it looks like now as immutable frames.
 
-Pure Python, no Jupyter. Only the worker ever touches the problem, so a problem needs no lock; callers (who may be on any
+Pure Python, no Jupyter. Only the worker ever changes the problem, so a problem needs no lock; callers (who may be on any
 thread) only write down what they want, under one condition, and the worker reads it between two steps. Frames are
 throttled to `max_fps`, except those a person waits for: the first, after a changed choice, and the last one after a
 pause, a step, a failure or the end. A frame computed for an older epoch (before a reset) is dropped.
@@ -11,7 +11,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +24,11 @@ STATES = ("idle", "running", "paused", "failed", "closed")
 
 @runtime_checkable
 class Problem(Protocol):
-    """What a live run steps. All four methods are called from the worker thread alone."""
+    """What a live run steps. These four methods are called from the worker thread alone.
+
+    A problem may also have `preview(arrays, changes)`: what the arrays of a snapshot become by `set(**changes)`, at once, or
+    None if that needs a new snapshot. It must be a pure function: it is called from any thread, also during a step.
+    """
 
     restarting: frozenset[str]  # the choices that take effect only from the start; all others change while running
 
@@ -76,7 +80,7 @@ class _Wishes:
 
 
 class LiveRun:
-    """Steps `problem` in one named daemon thread and hands a `Frame` to each listener.
+    """Steps `problem` in one named daemon thread and hands a `Frame` to each listener, one frame at a time.
 
     A run of the same name that is still alive is closed and joined first, so a notebook cell that is run twice leaves
     one thread. `owner` is held weakly: when it is collected, the run closes. `wanted` may say that nobody looks, and
@@ -102,6 +106,7 @@ class LiveRun:
         self._choices = dict(choices or {})
         self._wanted, self._clock = wanted, clock
         self._changed = threading.Condition(threading.RLock())
+        self._emitting, self._emitter = threading.RLock(), 0
         self._wishes = _Wishes()
         self._state, self._epoch, self._resting = "idle", 0, False
         self._listeners: list[Callable[[Frame], None]] = []
@@ -136,7 +141,10 @@ class LiveRun:
             return dict(self._choices)
 
     def subscribe(self, listener: Callable[[Frame], None]) -> None:
-        """Call `listener(frame)` from the worker thread for each frame, beginning with the newest one there is."""
+        """Call `listener(frame)` for each frame, beginning with the newest one there is.
+
+        It is called from the worker thread, or, where a changed choice can be previewed, from the thread that changed it.
+        """
         with self._changed:
             self._listeners.append(listener)
             self._wishes.show = True
@@ -179,6 +187,7 @@ class LiveRun:
             elif self._state != "failed":
                 self._wishes.changes.update(changes)
                 self._changed.notify_all()
+        self._show_preview(changes)
 
     def refresh(self) -> None:
         """Show where the run is now, whatever the throttle says (a view has come back)."""
@@ -197,7 +206,9 @@ class LiveRun:
         with self._changed:
             self._state = "closed"
             self._changed.notify_all()
-        if self._thread is not threading.current_thread() and self._thread.is_alive():
+        # From inside a listener we must not wait: the worker may be waiting for that listener to return.
+        is_inside = threading.get_ident() in (self._emitter, self._thread.ident)
+        if not is_inside and self._thread.is_alive():
             self._thread.join(timeout=10.0)
         registry.forget(self)
 
@@ -291,7 +302,7 @@ class LiveRun:
 
     def _is_due(self) -> bool:
         with self._changed:
-            if self._wishes.show or self._state != "running":
+            if self._wishes.show:
                 self._wishes.show = False
                 return True
         return self._clock() - self._shown_at >= 1.0 / self.max_fps and self._wanted()
@@ -301,9 +312,6 @@ class LiveRun:
         if self._dirty and not self._error:
             self._arrays = MappingProxyType(dict(self.problem.snapshot()))
             self._dirty = False
-        with self._changed:
-            if job.step and self._wishes.changes:
-                return  # a choice was changed meanwhile: the frame that shows it follows at once and replaces this one
         self._emit(job)
 
     def _fail(self, job: _Job, error: str) -> None:
@@ -317,14 +325,42 @@ class LiveRun:
             pass
 
     def _emit(self, job: _Job) -> None:
-        with self._changed:
-            if job.epoch != self._epoch or self._state == "closed":
-                return
-            frame = Frame(
-                job.epoch, self._step, MappingProxyType(job.choices), self._record, self._history.records(),
-                self._arrays, self._state, self._message, self._error,
-            )  # fmt: skip
-            self._latest = frame
-            listeners = tuple(self._listeners)
-        for listener in listeners:
-            listener(frame)
+        self._hand_out(lambda: self._frame(job))
+
+    def _frame(self, job: _Job) -> Frame | None:
+        # If a choice was changed meanwhile, the frame that shows it follows at once and replaces this one.
+        if job.epoch != self._epoch or job.step and self._wishes.changes:
+            return None
+        return Frame(
+            job.epoch, self._step, MappingProxyType(job.choices), self._record, self._history.records(), self._arrays,
+            self._state, self._message, self._error,
+        )  # fmt: skip
+
+    def _show_preview(self, changes: dict[str, Any]) -> None:
+        """Show changed choices with the picture there is, from the caller's thread, while the worker is in a step."""
+        seen, preview = self._latest, getattr(self.problem, "preview", None)
+        arrays = preview(seen.arrays, changes) if preview and seen is not None and seen.arrays else None
+        if arrays is not None:
+            self._hand_out(lambda: self._preview_frame(seen, arrays))
+
+    def _preview_frame(self, seen: Frame, arrays: Mapping[str, Any]) -> Frame | None:
+        newest = self._latest
+        if newest.epoch != self._epoch or newest.arrays is not seen.arrays or self._state == "failed":
+            return None
+        return replace(newest, choices=MappingProxyType(dict(self._choices)), arrays=arrays, state=self._state)
+
+    def _hand_out(self, make: Callable[[], Frame | None]) -> None:
+        """Make a frame and give it to all listeners before the next one can be made, so none is overtaken."""
+        with self._emitting:
+            with self._changed:
+                frame = make() if self._state != "closed" else None
+                if frame is None:
+                    return
+                self._latest = frame
+                listeners = tuple(self._listeners)
+            before, self._emitter = self._emitter, threading.get_ident()
+            try:
+                for listener in listeners:
+                    listener(frame)
+            finally:
+                self._emitter = before

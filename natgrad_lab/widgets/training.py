@@ -3,7 +3,7 @@
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from natgrad_lab.experiments import ExperimentConfig, Training, prepare, run
 from natgrad_lab.experiments.training import make_optimizer
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.shapes import Tensor
-from natgrad_lab.widgets.state import ProbeFisher, compute, probe_fisher
+from natgrad_lab.widgets.state import ProbeFisher, compute, damped_condition_number, probe_fisher
 
 Begin = Callable[[dict[str, Any]], tuple[Training, Iterator]]
 
@@ -68,6 +68,15 @@ class TrainingProblem:
             self._buffer = self._fisher.matrix
         state = {"model": training.model, "likelihood": training.likelihood, "inputs": self._inputs}
         return compute({**state, **self._choices, "fisher": self._fisher})
+
+    def preview(self, arrays: Mapping[str, Any], changes: dict[str, Any]) -> Mapping[str, Any] | None:
+        """Learning rate and damping leave the picture as it is; damping changes one number beside it."""
+        if not changes.keys() <= {"lr", "damping"}:
+            return None
+        if "damping" not in changes:
+            return arrays
+        damped = damped_condition_number(arrays["eigenvalues"], float(changes["damping"]), arrays["dim"])
+        return {**arrays, "damped_condition_number": damped}
 
     def _leave_a_core(self) -> None:
         """Let this thread's torch use all cores but one, which the browser needs; no other thread is changed.

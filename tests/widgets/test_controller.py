@@ -85,6 +85,49 @@ def test_a_changed_choice_is_never_throttled(make):
     assert run.problem.choices["lr"] == 0.4 and run.state == "running" and run.latest.epoch == 0
 
 
+def test_a_changed_choice_is_previewed_while_the_worker_is_in_a_step(make):
+    gate = threading.Event()
+    run, frames = make(Counter(gate=gate, previews=True))
+    run.start()
+    assert wait_until(lambda: run.state == "running")
+    for value in (0.2, 0.3):
+        run.set(lr=value)
+        assert (frames[-1].choices["lr"], frames[-1].arrays["previewed"], frames[-1].step) == (value, value, 0)
+    before = len(frames)
+    run.set(lr=0.4, momentum=0.9)  # nothing to preview with: it has to wait for the worker
+    assert len(frames) == before
+    gate.set()
+    assert wait_until(lambda: run.latest.step > 3)
+    run.pause()
+    assert run.wait()
+    assert all(frame.choices["lr"] == 0.4 for frame in frames[before:]), "no frame with older choices after a newer one"
+    assert run.problem.choices["lr"] == 0.4
+
+
+def test_no_preview_of_a_failed_closed_or_restarted_run(make):
+    run, frames = make(Counter(fails_at=1, previews=True))
+    run.start()
+    assert wait_until(lambda: run.state == "failed") and run.wait()
+    before = len(frames)
+    run.set(lr=0.5)
+    assert len(frames) == before
+    run.reset()
+    assert run.wait() and frames[-1].choices["lr"] == 0.5 and "previewed" not in frames[-1].arrays
+
+
+def test_close_from_a_previewing_listener(make):
+    gate = threading.Event()
+    run, _ = make(Counter(gate=gate, previews=True))
+    run.start()
+    assert wait_until(lambda: run.state == "running")
+    run.subscribe(lambda frame: run.close() if frame.choices["lr"] == 0.2 else None)
+    started = time.monotonic()
+    run.set(lr=0.2)
+    assert time.monotonic() - started < 5 and run.state == "closed"
+    gate.set()
+    assert wait_until(lambda: not run._thread.is_alive())
+
+
 def test_a_changed_choice_shows_while_paused_without_a_step(make):
     run, frames = make(clock=Clock())
     run.step(3)
@@ -298,7 +341,7 @@ def test_nobody_looks(make):
 
 
 def test_hammering_from_four_threads(make):
-    run, frames = make(Counter(), max_fps=1000)
+    run, frames = make(Counter(previews=True), max_fps=1000)
     failures = []
 
     def hammer(seed):

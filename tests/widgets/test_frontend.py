@@ -245,6 +245,25 @@ def test_start_pause_step_reset(page, panel):
     assert "press Start" in panel.status.value
 
 
+def test_each_step_is_seen_in_a_new_fisher(page, panel):
+    from natgrad_lab.widgets import compute
+
+    seen, buffers = [], set()
+    for _ in range(3):
+        page.click(panel.controls.step)
+        assert panel.run.wait()
+        problem = panel.run.problem
+        training = problem._training
+        state = {"model": training.model, "likelihood": training.likelihood, "inputs": training.inputs[:7]}
+        expected = compute({**state, "scale": "log", "damping": 0.01})
+        shown = panel.run.latest.arrays
+        np.testing.assert_allclose(shown["eigenvalues"], expected["eigenvalues"])
+        np.testing.assert_array_equal(shown["picture"].values, expected["picture"].values)
+        seen.append(shown["condition_number"])
+        buffers.add(problem._fisher.matrix.data_ptr())
+    assert len(set(seen)) == 3 and len(buffers) == 1, "one buffer is written again and again"
+
+
 def test_sliders_reach_the_optimizer_and_the_page(page, panel):
     page.slide(panel.controls.lr, 0.025)
     page.slide(panel.controls.damping, 3.0)
@@ -271,6 +290,12 @@ def test_a_new_method_restarts_with_its_own_rate_and_keeps_the_old_curve(page, p
     names = [trace["name"] for trace in page.sent(panel.loss)[-1][0]["figure"]["data"]]
     assert names == ["sgd", "kfac"]
     assert panel.run.problem._training.optimizer.param_groups[0]["damping"] == frame.choices["damping"]
+    page.click(panel.controls.step)
+    assert panel.run.wait()
+    page.choose(panel.controls.method, "sgd")
+    assert panel.run.wait()
+    names = [trace["name"] for trace in page.sent(panel.loss)[-1][0]["figure"]["data"]]
+    assert names == ["kfac", "sgd"], "the current method is the last one, and there once"
 
 
 def test_scales_and_parts(page, panel):

@@ -27,7 +27,8 @@ class Counter:
 
     restarting = frozenset({"method"})
 
-    def __init__(self, length=None, diverges_at=None, fails_at=None, gate=None, tick=None):
+    def __init__(self, length=None, diverges_at=None, fails_at=None, gate=None, tick=None, previews=False):
+        self.previews = previews
         self.length, self.diverges_at, self.fails_at = length, diverges_at, fails_at
         self.gate, self.tick = gate, tick
         self.resets, self.sets, self.snapshots, self.threads = [], [], 0, set()
@@ -61,6 +62,9 @@ class Counter:
     def snapshot(self):
         self.snapshots += 1
         return {"count": self.count}
+
+    def preview(self, arrays, changes):
+        return {**arrays, "previewed": changes["lr"]} if self.previews and changes.keys() == {"lr"} else None
 
 
 def wait_until(condition, seconds=10.0):
