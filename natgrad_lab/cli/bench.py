@@ -10,7 +10,7 @@ from natgrad_lab.cli.run import parse_sizes
 from natgrad_lab.names import known
 
 
-def measure(what: str, sizes: str | None, options: dict, threads: int, device: str, out: Path | None, console: Console) -> None:
+def measure(what: str, sizes: str | None, options: dict, device: str, out: Path | None, console: Console) -> None:
     """Run one benchmark, print its table, and write it to `out` if that is given."""
     from natgrad_lab.bench import BENCHES
 
@@ -20,7 +20,7 @@ def measure(what: str, sizes: str | None, options: dict, threads: int, device: s
     if sizes is not None:
         options = {**options, "sizes": parse_sizes(sizes)}
     with console.status(f"natgrad bench {what} ..."):
-        table = BENCHES[what](threads=threads, device=device, **options)
+        table = BENCHES[what](device=device, **options)
     shown = Table(title=f"{table.title}; {table.device}, {table.threads} thread(s); {table.versions}", title_justify="left")
     for name, side in (("case", "left"), ("median", "right"), ("ratio", "right"), ("rounds", "right"), ("note", "left")):
         shown.add_column(name, justify=side)

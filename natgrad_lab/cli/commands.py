@@ -156,19 +156,19 @@ def data():
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="dense or step.")],
+    what: Annotated[str, typer.Argument(help="dense, step, natural, autoencoder, spectrum, overview, factors or peers.")],
     sizes: Annotated[str | None, typer.Option(help="Widths, as 784,512,256,10; 64,32,32,10 if not given.")] = None,
-    examples: Annotated[int | None, typer.Option(help="N; 512 for dense, 500 for step if not given.")] = None,
+    examples: Annotated[int | None, typer.Option(help="N; each benchmark has its own if not given.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Times every case is timed.")] = None,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Of torch; each benchmark has its own if not given.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write the table as JSON to this file too.")] = None,
 ):
     """Time what this package does against a yardstick in the same run; ratios are medians over interleaved rounds."""
     from natgrad_lab.cli.bench import measure
 
-    given = {"num_examples": examples, "rounds": rounds}
-    measure(what, sizes, {name: value for name, value in given.items() if value is not None}, threads, device, out, console)
+    given = {"num_examples": examples, "rounds": rounds, "threads": threads}
+    measure(what, sizes, {name: value for name, value in given.items() if value is not None}, device, out, console)
 
 
 @app.command()

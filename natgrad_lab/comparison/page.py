@@ -9,10 +9,10 @@ from natgrad_lab.comparison.rows import ALL, METRICS, Row
 
 MAIN_COLUMNS = (
     "efficiency", "cosine", "norm_ratio", "frobenius_error", "block_frobenius_error", "condition", "best_step",
-    "predicted_decrease", "achieved_decrease", "kl", "kl_quadratic",
+    "predicted_decrease", "achieved_decrease", "kl",
 )  # fmt: skip
 EXTRA_COLUMNS = (
-    "spectral_error", "condition_mean", "condition_nonzero", "laplace_kl", "affine_distance", "predicted_undamped",
+    "spectral_error", "kl_quadratic", "condition_mean", "condition_nonzero", "laplace_kl", "affine_distance", "predicted_undamped",
     "predicted_decrease_unit", "achieved_decrease_unit", "kl_unit", "kl_quadratic_unit",
 )  # fmt: skip
 HEALTH_COLUMNS = (
@@ -30,6 +30,7 @@ def page(report) -> str:
         "headline": _text(report.headline()),
         "facts": _text(_facts(about)),
         "alerts": _alerts(report),
+        "assumptions": _assumptions(report),
         "table": _table(report, MAIN_COLUMNS, EXTRA_COLUMNS, "numbers"),
         "ladder": _ladder(report),
         "sweep_metrics": _options({name: METRICS[name].label for name in _swept(report)}),
@@ -82,6 +83,11 @@ def _table(report, main: tuple[str, ...], extra: tuple[str, ...], name: str) -> 
     return f'<table class="sorts" id="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
+def _assumptions(report) -> str:
+    pairs = [(row.label, report.texts.get(row.approximation, "")) for row in report.totals]
+    return "<dl>" + "".join(f"<dt>{_text(label)}</dt><dd>{_text(text)}</dd>" for label, text in pairs) + "</dl>"
+
+
 def _line(report, row: Row, main: tuple[str, ...], extra: tuple[str, ...]) -> str:
     about = _text(report.texts.get(row.approximation, ""))
     cells = "".join(_cell(row, each, " extra" if each in extra else "") for each in (*main, *extra))
@@ -94,20 +100,20 @@ def _cell(row: Row, name: str, kind: str) -> str:
     if value is None:
         reason = _text(row.not_available.get(name, "not computed"))
         return f'<td class="missing{kind}" title="{reason}">–</td>'
-    return f'<td class="{kind.strip()}" data-value="{value!r}">{format(value, METRICS[name].format)}</td>'
+    return f'<td class="{kind.strip()}" data-value="{value!r}">{METRICS[name].show(value)}</td>'
 
 
 def _ladder(report) -> str:
     items = []
     for noise in report.ladder.noise:
         items.append(
-            f"One sampled target per example, {noise.label}: efficiency {noise.efficiency:.1%} ± {noise.efficiency_deviation:.1%}, "
-            f"Frobenius error {noise.frobenius_error:.3g} ± {noise.frobenius_deviation:.2g} (mean ± standard deviation over "
+            f"One sampled target per example, {noise.label}: efficiency {noise.efficiency:.1%} ± "
+            f"{noise.efficiency_deviation:.1%}, Frobenius error {noise.frobenius_error:.3g} ± {noise.frobenius_deviation:.2g} (mean ± standard deviation over "
             f"{noise.num_seeds} seeds)."
         )
     if len(report.ladder.damping) == 2:
         exact, factored = report.ladder.damping.values()
-        items.append(f"K-FAC with λ added to every eigenvalue: efficiency {exact:.1%}; with its own factored damping: {factored:.1%}.")
+        items.append(f"K-FAC with λ added to every eigenvalue: efficiency {exact:.1%}; with its factored damping: {factored:.1%}.")
     items += [f"{rung.label} is missing: {rung.reason}" for rung in report.ladder.rungs if rung.reason]
     return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>" if items else ""
 
@@ -119,7 +125,8 @@ def _layers(report) -> str:
     return (
         "<section><h2>Layer by layer</h2><p>Each layer against its own exact block: for efficiency, as if this layer alone "
         "moved; the cosine is with the layer's part of the exact natural gradient of the whole network.</p>"
-        f'<p><label>show <select id="layer-metric">{options}</select></label></p><div class="figure" id="layers"></div></section>'
+        f'<p><label>show <select id="layer-metric">{options}</select></label></p>'
+        '<div class="figure" id="layers"></div></section>'
     )
 
 

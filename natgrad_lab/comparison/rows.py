@@ -15,6 +15,12 @@ class Metric:
     better: str
     format: str = ".3g"
 
+    def show(self, value: float) -> str:
+        """The number as a reader wants it; thousands in full."""
+        if self.format == ".3g" and 1000 <= abs(value) < 1e7:
+            return f"{value:,.0f}"
+        return format(value, self.format)
+
 
 METRICS = {
     each.name: each

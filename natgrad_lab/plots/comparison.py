@@ -76,7 +76,7 @@ def shares_figure(report) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(tickformat=".0%", title={"text": "‖F̂ - F‖² / ‖F‖²"}, rangemode="tozero")
     figure.update_layout(
-        barmode="stack", showlegend=True, legend={"orientation": "h", "y": -0.75, "x": 0},
+        barmode="stack", showlegend=True, legend={"orientation": "h", "y": -0.75, "x": 0, "traceorder": "normal"},
         title={"text": "Where K-FAC's matrix error comes from"},
     )  # fmt: skip
     return _sized(figure, height=190)
@@ -168,19 +168,20 @@ def matrix_figure(picture, limits: tuple[float, float], title: str) -> go.Figure
     figure = go.Figure(layout=style.template())
     figure.add_heatmap(
         z=values, zmin=low, zmax=high, colorscale=style.colorscale("sequential"), x0=0.5, y0=0.5, name=title,
-        hovertemplate="cell %{y}, %{x}: 10^%{z:.2f}<extra></extra>", colorbar={"thickness": 10, "title": {"text": "log₁₀"}},
+        hovertemplate="cell %{y}, %{x}: 10^%{z:.2f}<extra></extra>",
+        colorbar={"thickness": 8, "orientation": "h", "y": -0.12, "yanchor": "top", "title": {"text": "log₁₀ of the RMS entry"}},
     )  # fmt: skip
     ticks = {
         "tickvals": [(start + stop) / 2 for _, start, stop in picture.layers],
-        "ticktext": [f"layer {_text(name)}" for name, *_ in picture.layers], "showgrid": False,
+        "ticktext": [_text(name) for name, *_ in picture.layers], "showgrid": False, "tickangle": 0,
     }  # fmt: skip
     for _, start, _ in picture.layers[1:]:
         figure.add_vline(start, line={"color": "white", "width": 1})
         figure.add_hline(start, line={"color": "white", "width": 1})
     figure.update_xaxes(ticks | {"constrain": "domain"})
-    figure.update_yaxes(ticks | {"autorange": "reversed", "scaleanchor": "x", "constrain": "domain", "tickangle": -90})
-    figure.update_layout(title={"text": title})
-    return _sized(figure, height=430)
+    figure.update_yaxes(ticks | {"autorange": "reversed", "scaleanchor": "x", "constrain": "domain"}, title={"text": "layer"})
+    figure.update_layout(title={"text": title}, margin={"l": 40, "r": 8, "t": 34, "b": 60})
+    return _sized(figure, height=440)
 
 
 def matrix_limits(pictures: dict) -> tuple[float, float]:

@@ -1,0 +1,25 @@
+"""Benchmarks as commands: every figure is a ratio to a yardstick timed in the same interleaved run.
+
+Each round times every case once, in turn, so that a busy machine slows them all; a case's figure is the median over
+rounds of its time divided by the yardstick's time in that round. Results are plain rows, for a table and for JSON.
+"""
+
+from collections.abc import Callable
+
+from natgrad_lab.bench.exact import autoencoder, factors, natural, overview, spectrum
+from natgrad_lab.bench.peers import peers
+from natgrad_lab.bench.steps import dense, step
+from natgrad_lab.bench.timing import BenchRow, BenchTable, interleaved
+
+BENCHES: dict[str, Callable[..., BenchTable]] = {
+    "dense": dense,
+    "step": step,
+    "natural": natural,
+    "autoencoder": autoencoder,
+    "spectrum": spectrum,
+    "overview": overview,
+    "factors": factors,
+    "peers": peers,
+}
+
+__all__ = ["BENCHES", "BenchRow", "BenchTable", "dense", "interleaved", "step"]

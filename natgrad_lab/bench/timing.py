@@ -1,0 +1,106 @@
+"""Timing: every case once a round, in turn; medians, and ratios to the yardstick of the same round."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+
+from natgrad_lab import __version__, datasets, models
+from natgrad_lab.shapes import Tensor
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One case: its median seconds, and the median ratio to the yardstick (the first row of its table)."""
+
+    case: str
+    seconds: float
+    ratio: float
+    rounds: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """What was measured, where, and the rows; the first row is the yardstick."""
+
+    title: str
+    device: str
+    threads: int
+    versions: str
+    rows: tuple[BenchRow, ...]
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def interleaved(cases: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every case in every round; one untimed round first."""
+    times: dict[str, list[float]] = {case: [] for case in cases}
+    for turn in range(rounds + 1):
+        for case, work in cases.items():
+            wait(device)
+            started = time.perf_counter()
+            work()
+            wait(device)
+            if turn:
+                times[case].append(time.perf_counter() - started)
+    return times
+
+
+def table(
+    title: str, device: torch.device, threads: int, measured: dict[str, list[float]], notes: str | dict[str, str]
+) -> BenchTable:
+    """Medians and ratios to the first case. `notes` by case; a plain string goes to the second row."""
+    yardstick, cases = next(iter(measured.values())), list(measured)
+    notes = notes if isinstance(notes, dict) else {case: notes for case in cases[1:2]}
+    rows = tuple(
+        BenchRow(
+            case,
+            statistics.median(seconds),
+            statistics.median(own / base for own, base in zip(seconds, yardstick, strict=True)),
+            len(seconds),
+            notes.get(case, ""),
+        )
+        for case, seconds in measured.items()
+    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    versions = f"natgrad_lab {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    return BenchTable(title, f"{device.type} ({name})", threads, versions, rows)
+
+
+def problem(sizes: Sequence[int], num_examples: int, device: torch.device) -> tuple[torch.nn.Module, Tensor, Tensor]:
+    """A network and a batch of random inputs and classes; digits where they fit."""
+    model = models.mlp(sizes, dtype=torch.float32).to(device)
+    if sizes[0] == 64 and sizes[-1] == 10 and num_examples <= 1797:
+        data = datasets.digits(dtype=torch.float32)
+        inputs, targets = data.inputs[:num_examples], data.targets[:num_examples]
+    else:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.rand(num_examples, sizes[0], generator=generator, dtype=torch.float32)
+        targets = torch.randint(sizes[-1], (num_examples,), generator=generator)
+    return model, inputs.to(device), targets.to(device)
+
+
+def wait(device: torch.device) -> None:
+    """Let a GPU finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    """Torch's threads, put back afterwards."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"threads must be a positive integer; got {count!r}.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
