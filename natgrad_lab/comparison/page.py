@@ -12,8 +12,8 @@ MAIN_COLUMNS = (
     "predicted_decrease", "achieved_decrease", "kl",
 )  # fmt: skip
 EXTRA_COLUMNS = (
-    "spectral_error", "kl_quadratic", "condition_mean", "condition_nonzero", "laplace_kl", "affine_distance", "predicted_undamped",
-    "predicted_decrease_unit", "achieved_decrease_unit", "kl_unit", "kl_quadratic_unit",
+    "spectral_error", "kl_quadratic", "condition_mean", "condition_nonzero", "laplace_kl", "affine_distance",
+    "predicted_undamped", "predicted_decrease_unit", "achieved_decrease_unit", "kl_unit", "kl_quadratic_unit",
 )  # fmt: skip
 HEALTH_COLUMNS = (
     "rounding", "residual", "clamped", "most_negative", "factorizations", "memory_numbers", "seconds", "seconds_solve",
@@ -108,12 +108,12 @@ def _ladder(report) -> str:
     for noise in report.ladder.noise:
         items.append(
             f"One sampled target per example, {noise.label}: efficiency {noise.efficiency:.1%} ± "
-            f"{noise.efficiency_deviation:.1%}, Frobenius error {noise.frobenius_error:.3g} ± {noise.frobenius_deviation:.2g} (mean ± standard deviation over "
-            f"{noise.num_seeds} seeds)."
+            f"{noise.efficiency_deviation:.1%}, Frobenius error {noise.frobenius_error:.3g} ± {noise.frobenius_deviation:.2g} "
+            f"(mean ± standard deviation over {noise.num_seeds} seeds)."
         )
     if len(report.ladder.damping) == 2:
         exact, factored = report.ladder.damping.values()
-        items.append(f"K-FAC with λ added to every eigenvalue: efficiency {exact:.1%}; with its factored damping: {factored:.1%}.")
+        items.append(f"K-FAC with λ added to every eigenvalue: {exact:.1%}; with its own factored damping: {factored:.1%}.")
     items += [f"{rung.label} is missing: {rung.reason}" for rung in report.ladder.rungs if rung.reason]
     return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>" if items else ""
 

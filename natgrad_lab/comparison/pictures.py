@@ -11,7 +11,7 @@ from natgrad_lab.comparison.exact import Problem
 from natgrad_lab.shapes import Float, Tensor
 
 LARGEST = 2000  # parameters up to which pictures are made
-CELLS = 160
+CELLS = 120
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,12 +164,12 @@ def steps_figure(report) -> go.Figure:
 def matrix_figure(picture, limits: tuple[float, float], title: str) -> go.Figure:
     """A picture of a matrix on a log scale with given limits (of log₁₀), layers ruled."""
     low, high = limits
-    values = np.log10(np.maximum(picture.values.astype(float), 10.0**low))
+    values = np.log10(np.maximum(picture.values, 10.0**low)).astype(np.float32)
     figure = go.Figure(layout=style.template())
     figure.add_heatmap(
         z=values, zmin=low, zmax=high, colorscale=style.colorscale("sequential"), x0=0.5, y0=0.5, name=title,
         hovertemplate="cell %{y}, %{x}: 10^%{z:.2f}<extra></extra>",
-        colorbar={"thickness": 8, "orientation": "h", "y": -0.12, "yanchor": "top", "title": {"text": "log₁₀ of the RMS entry"}},
+        colorbar={"thickness": 8, "orientation": "h", "y": -0.12, "yanchor": "top", "title": {"text": "log₁₀ RMS"}},
     )  # fmt: skip
     ticks = {
         "tickvals": [(start + stop) / 2 for _, start, stop in picture.layers],
