@@ -57,6 +57,6 @@ def log_slider(description: str, value: float, low: int, high: int) -> ipw.Float
     """Slider over powers of ten from 10^low to 10^high, stretched to hold `value`; its number has a fixed width."""
     exponent = math.log10(value)
     return ipw.FloatLogSlider(
-        value=value, base=10, min=min(low, math.floor(exponent)), max=max(high, math.ceil(exponent)), step=0.05,
+        value=value, base=10, min=min(low, math.floor(exponent)), max=max(high, math.ceil(exponent)), step=0.02,
         description=description, readout_format=".1e", continuous_update=True, style=_STYLE, layout={"width": "270px"},
     )  # fmt: skip
