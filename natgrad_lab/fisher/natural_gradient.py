@@ -33,6 +33,7 @@ ROUTES = ("dense", "gram", "cg")
 _LARGEST = 2**29  # numbers in a matrix that is formed: 2 GiB in float32
 _CORRECTIONS = 10
 _ENOUGH = {torch.float32: 1e-9, torch.float64: 1e-14}  # relative residual at which corrections stop
+_ACCEPTED = 1e-8  # relative residual up to which a factor in float32 will do: below the rounding of the gradient
 _PROMISED = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative residual above which the caller is warned
 
 
@@ -169,14 +170,14 @@ class ExactFisher:
         return direction, damping, steps
 
     def _dense_solve(self, damping: float) -> tuple[Tensor, float, int]:
-        """Factor in the working precision; in float64 where its corrections fall short of what is promised."""
+        """Factor in the working precision; in float64 where corrections do not make up for it."""
         if self.matrix.dtype == torch.float32 and damping > 0:
             shifted = self.matrix.clone()
             shifted.diagonal().add_(damping)
             factor, failed = torch.linalg.cholesky_ex(shifted)
             if not failed:
                 direction, residual, corrections = self._refined(factor, damping)
-                if residual <= _PROMISED[torch.float32]:
+                if residual <= _ACCEPTED:
                     return direction, damping, corrections
             blocks = [layer.rows.map(Tensor.double) for layer in self.scores.layers]
             factor = damped_cholesky(contract(blocks, self.scores.num_examples), damping)

@@ -1,8 +1,13 @@
 """Records or matrices in, plotly Figures out. Pure functions; nothing is shown, nothing computed but pictures."""
 
+import plotly.io
+
 from natgrad_lab.plots.curves import loss_figure, loss_spec, spectrum_figure, spectrum_spec
 from natgrad_lab.plots.heatmap import SCALES, Picture, fisher_heatmap_figure, fisher_picture
 from natgrad_lab.plots.style import colour_table, method_colour
+
+# plotly's own notebook renderer: no button that uploads the chart, no logo
+plotly.io.renderers["plotly_mimetype"].config = {"showSendToCloud": False, "displaylogo": False}
 
 __all__ = [
     "SCALES", "Picture", "colour_table", "fisher_heatmap_figure", "fisher_picture", "loss_figure", "loss_spec",

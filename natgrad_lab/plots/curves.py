@@ -15,14 +15,14 @@ from natgrad_lab.plots import style
 
 
 def loss_spec(runs: Mapping[str, Sequence], *, title: str = "Loss while training", uirevision: str = "loss") -> dict:
-    """Loss against steps, one line for each method.
+    """Loss against the steps taken, one line for each method.
 
     Args:
         runs: for each method its records, which have `step` and `loss`; the last run is the current one, drawn strongest.
     """
     traces, notes = [], []
     for number, (method, records) in enumerate(runs.items()):
-        steps = np.array([record.step for record in records], dtype=np.float32)
+        steps = np.array([record.step - 1 for record in records], dtype=np.float32)  # a record's loss is that before its step
         losses = np.array([record.loss for record in records], dtype=np.float32)
         is_current = number == len(runs) - 1
         traces.append(
@@ -39,7 +39,7 @@ def loss_spec(runs: Mapping[str, Sequence], *, title: str = "Loss while training
             notes.append(_label(method, *end, style.method_colour(method)))
     layout = style.template()
     layout |= {"title": layout["title"] | {"text": title}, "annotations": notes, "uirevision": uirevision}
-    layout["xaxis"] |= {"rangemode": "tozero"} | _titled(layout["xaxis"], "optimizer steps")
+    layout["xaxis"] |= {"rangemode": "tozero"} | _titled(layout["xaxis"], "optimizer steps taken")
     layout["yaxis"] |= {"type": "log"} | _titled(layout["yaxis"], "loss (nats, log)")
     layout["margin"] = layout["margin"] | {"r": 84}
     drawn = np.concatenate([trace["y"] for trace in traces]) if traces else np.empty(0)

@@ -39,8 +39,9 @@ class Controls(ipw.HBox):
         scales = [(scale.label, name) for name, scale in SCALES.items()]
         self.scale = ipw.Dropdown(options=scales, value=choices["scale"], description="scale", **dropdown)
         self.picture = ipw.Dropdown(options=pictures, value=choices["picture"], description="part of F", **dropdown)
-        children = [self.method, self.lr, self.damping, self.start, self.step, self.reset, self.scale, self.picture]
-        super().__init__(children, layout={"flex_flow": "row wrap", "grid_gap": "2px 10px", "align_items": "center"})
+        wrapped = {"flex_flow": "row wrap", "grid_gap": "2px 10px", "align_items": "center"}
+        view = ipw.HBox([self.scale, self.picture], layout=wrapped)
+        super().__init__([self.method, self.lr, self.damping, self.start, self.step, self.reset, view], layout=wrapped)
         self.add_class("natgrad-controls")
 
     def show_state(self, state: str) -> None:
@@ -56,6 +57,6 @@ def log_slider(description: str, value: float, low: int, high: int) -> ipw.Float
     """Slider over powers of ten from 10^low to 10^high, stretched to hold `value`; its number has a fixed width."""
     exponent = math.log10(value)
     return ipw.FloatLogSlider(
-        value=value, base=10, min=min(low, math.floor(exponent)), max=max(high, math.ceil(exponent)), step=0.05,
+        value=value, base=10, min=min(low, math.floor(exponent)), max=max(high, math.ceil(exponent)), step=0.02,
         description=description, readout_format=".1e", continuous_update=True, style=_STYLE, layout={"width": "270px"},
     )  # fmt: skip

@@ -249,6 +249,17 @@ def test_runs_killed_at_any_moment_resume_bit_for_bit(seed, tmp_path):
         assert numbers(folder.records()) == numbers(run(config)), name
 
 
+def test_checkpoints_are_written_while_it_runs_and_when_it_is_closed(tmp_path):
+    steps = run(SMALL, folder=tmp_path, checkpoint_every=2)
+    saved = []
+    for _ in range(5):
+        next(steps)
+        path = RunFolder(tmp_path).checkpoint_path
+        saved.append(torch.load(path, weights_only=True)["step"] if path.exists() else 0)
+    steps.close()
+    assert saved == [0, 2, 2, 4, 4] and torch.load(path, weights_only=True)["step"] == 5
+
+
 def test_more_steps_continue_a_finished_run(tmp_path):
     list(run(SMALL, folder=tmp_path))
     longer = replace(SMALL, steps=12)
@@ -284,6 +295,16 @@ def test_a_changed_config_is_no_resume(tmp_path):
     assert len(RunFolder(tmp_path).records()) == 9
 
 
+class Code:
+    """What a malicious file holds: unpickling it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
 def broken_checkpoints(path):
     other = prepare(replace(SMALL, sizes=(64, 6, 10)))
     state = {"format": "natgrad_lab checkpoint 1", "step": 3, "model": other.model.state_dict(), "optimizer": {}}
@@ -295,7 +316,7 @@ def broken_checkpoints(path):
         "another package's": lambda: torch.save({"state_dict": {}}, path),
         "a list": lambda: torch.save([1, 2], path),
         "of another network": lambda: torch.save(state, path),
-        "with code inside": lambda: torch.save({"format": os.system}, path),
+        "with code inside": lambda: torch.save({"format": Code(path.with_name("executed"))}, path),
         "a flipped byte": lambda: path.write_bytes(content[:700] + bytes([content[700] ^ 255]) + content[701:]),
     }  # fmt: skip
 
@@ -313,6 +334,7 @@ def test_a_broken_checkpoint_is_refused_by_name(damage, tmp_path):
     ):
         run(SMALL, folder=tmp_path, resume=True)
     assert len(folder.records()) == 9  # refused, and nothing lost
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"sizes": [64, 10], "colour": "red"}'])

@@ -28,6 +28,7 @@ from oracles import (
 from torch import nn
 
 from natgrad_lab.fisher import ESTIMATORS, dense, dense_fisher, kfac_fisher, natural_gradient, score_pass
+from natgrad_lab.fisher.gram import gram_from_scores
 from natgrad_lab.models import deep_linear
 
 cases = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
@@ -318,6 +319,27 @@ def test_float32_keeps_its_accuracy_at_every_damping(make, route, damping):
     tolerance = 1e-6 * (condition**0.5 if found.route == "gram (range form)" else condition)
     assert (found.direction.double() - expected).norm() < min(tolerance, 0.1) * expected.norm()
     assert found.direction.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", [3.0, 10.0, 20.0])
+@pytest.mark.parametrize("damping", [1e-7, 1e-6, 1e-5])
+def test_float32_where_its_cholesky_passes_and_its_corrections_fail(scale, damping):
+    """λ_max / λ above 1 / eps: factored in float32 the direction was off by a third, and by all of it.
+
+    The bound: residuals of 1e-8 ‖g‖ are accepted (the float32 gradient is known to 6e-8), and 1/λ amplifies them.
+    """
+    case = random_case((5, 30, 4), num_examples=8)
+    with torch.no_grad():
+        case.model[2].weight.mul_(scale)
+    case.model.float()
+    single = Case(case.model, case.likelihood, case.inputs.float(), case.targets)
+    found = natural_gradient(*single.data, single.targets, damping, route="dense")
+    same = score_pass(*single.data, loss_targets=single.targets)  # the very rows: others would differ by eps λ_max / λ
+    rows = torch.cat([block.map(torch.Tensor.double).to_dense() for block in gram_from_scores(same).blocks], 1)
+    fisher = rows.T @ rows
+    expected = torch.linalg.solve(fisher + damping * torch.eye(len(fisher)), found.gradient.double())
+    bound = 1e-6 * expected.norm() + 1e-8 * found.gradient.norm() / damping
+    assert (found.direction.double() - expected).norm() < bound < 0.3 * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

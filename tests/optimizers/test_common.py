@@ -231,9 +231,13 @@ def test_kfac_refreshes_and_inverts_when_asked(every):
         inverses.append(id(optimizer.inverse))
     assert [fishers[i] != fishers[i - 1] for i in range(1, 12)] == [i % every == 0 for i in range(1, 12)]
     assert [inverses[i] != inverses[i - 1] for i in range(1, 12)] == [i % (2 * every) == 0 for i in range(1, 12)]
+    optimizer.step(case.inputs, case.targets)
+    due = optimizer.inverse
+    optimizer.step(case.inputs, case.targets)
+    assert optimizer.inverse is due
     optimizer.param_groups[0]["damping"] = 1.0  # a moved slider counts at once
     optimizer.step(case.inputs, case.targets)
-    assert id(optimizer.inverse) != inverses[-1]
+    assert optimizer.inverse is not due
 
 
 # ---- saving

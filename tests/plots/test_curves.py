@@ -18,12 +18,12 @@ def test_loss_figure_labels_lines_directly_in_method_colours():
         ("sgd", method_colour("sgd")),
         ("kfac", method_colour("kfac")),
     ]
-    assert list(figure.data[0].x) == [1, 2, 3] and list(figure.data[0].y) == [2.0, 1.0, 0.5]
+    assert list(figure.data[0].x) == [0, 1, 2] and list(figure.data[0].y) == [2.0, 1.0, 0.5]
     assert not figure.layout.showlegend
     labels = {note.text: (note.x, note.y) for note in figure.layout.annotations}
-    assert labels == {"sgd": (3, pytest.approx(np.log10(0.5))), "kfac": (2, pytest.approx(-1))}
+    assert labels == {"sgd": (2, pytest.approx(np.log10(0.5))), "kfac": (1, pytest.approx(-1))}
     assert figure.layout.yaxis.type == "log" and "nats" in figure.layout.yaxis.title.text
-    assert "log" in figure.layout.yaxis.title.text and figure.layout.xaxis.title.text == "optimizer steps"
+    assert "log" in figure.layout.yaxis.title.text and figure.layout.xaxis.title.text == "optimizer steps taken"
 
 
 def test_loss_figure_of_one_run_of_nothing_and_of_a_divergence():
@@ -33,7 +33,7 @@ def test_loss_figure_of_one_run_of_nothing_and_of_a_divergence():
     empty = loss_figure({"sgd": ()})
     assert len(empty.data[0].x) == 0 and [note.text for note in empty.layout.annotations] == ["no step yet"]
     [note] = loss_figure(records(1.0, 0.1, float("nan")), "sgd").layout.annotations
-    assert (note.x, note.y) == (2, pytest.approx(-1)), "the label stands at the last finite loss"
+    assert (note.x, note.y) == (1, pytest.approx(-1)), "the label stands at the last finite loss"
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,11 @@ def test_figures_share_no_state():
 
     first = loss_spec({"sgd": records(1.0)})
     first["layout"]["xaxis"]["title"]["text"] = "changed"
-    assert loss_spec({"sgd": records(1.0)})["layout"]["xaxis"]["title"]["text"] == "optimizer steps"
+    assert loss_spec({"sgd": records(1.0)})["layout"]["xaxis"]["title"]["text"] == "optimizer steps taken"
+
+
+def test_figures_shown_by_plotly_itself_cannot_be_uploaded():
+    import plotly.io
+
+    config = plotly.io.renderers["plotly_mimetype"].config
+    assert config["showSendToCloud"] is False and config["displaylogo"] is False
