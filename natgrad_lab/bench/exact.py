@@ -48,7 +48,7 @@ def natural(
 def natural_gradient_rhs(model: torch.nn.Module, likelihood: Categorical, inputs: torch.Tensor, targets: torch.Tensor):
     """The gradient of the mean loss in the flat order, by PyTorch's backward pass."""
     layout = ParameterLayout(model)
-    loss = likelihood.nll(model(inputs), targets).mean()
+    loss = likelihood.loss(model(inputs), targets)
     gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
     return layout.from_torch(torch.cat([gradient.flatten() for gradient in gradients]))
 
@@ -66,7 +66,7 @@ def autoencoder(
 
         def step() -> None:
             optimizer.zero_grad()
-            likelihood.nll(model(inputs), inputs).mean().backward()
+            likelihood.loss(model(inputs), inputs).backward()
             optimizer.step()
 
         def exact() -> None:

@@ -1,6 +1,9 @@
 """Networks as plain `torch.nn.Module`s; nothing here knows of Fisher matrices."""
 
+from natgrad_lab.models.autoencoder import autoencoder
+from natgrad_lab.models.convnet import convnet
 from natgrad_lab.models.deep_linear import deep_linear
 from natgrad_lab.models.mlp import ACTIVATIONS, mlp
+from natgrad_lab.models.recurrent import RecurrentNet, lstm
 
-__all__ = ["ACTIVATIONS", "deep_linear", "mlp"]
+__all__ = ["ACTIVATIONS", "RecurrentNet", "autoencoder", "convnet", "deep_linear", "lstm", "mlp"]

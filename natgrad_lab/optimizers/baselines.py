@@ -39,8 +39,7 @@ class RecordedStep:
         with torch.enable_grad():
             outputs = run_model(self.model, inputs)
             refuse_output_shape(inputs, outputs)
-            self.likelihood.validate(outputs.detach(), targets)
-            loss = self.likelihood.nll(outputs, targets.detach()).mean()
+            loss = self.likelihood.loss(outputs, targets)
             gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
         loss = float(loss.detach())
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
