@@ -28,6 +28,7 @@ from natgrad_lab.structures.row_blocks import RowBlock, mirror_upper
 
 _PASSES = 4  # each multiplies the residual by eps * ‖M‖ / damping
 _RESIDUAL = 1e-14  # of the refined solve, relative: rounding of float64
+_DEAR = 1 << 28  # multiplications of one product with R from which corrections by products are avoided
 _CHUNK = 1 << 24  # numbers of R formed at a time by to_dense
 
 
@@ -106,6 +107,8 @@ class Gram(StructuredMatrix):
         if self.num_rows >= self.dim:
             return self._dense.solve(x, damping)
         self._require_damping(damping)
+        if self._double_gram_is_cheaper:
+            return self._solve_in_rows(x.double(), float(damping)).to(self.dtype)
         residual = wide = x.double()
         solution = torch.zeros_like(wide)
         for _ in range(_PASSES):
@@ -115,6 +118,29 @@ class Gram(StructuredMatrix):
             if (residual.norm(dim=0) <= 10 * _RESIDUAL * wide.norm(dim=0)).all():
                 break
         return solution.to(self.dtype)
+
+    @cached_property
+    def _double_gram_is_cheaper(self) -> bool:
+        """Whether products with R are so dear that one correction by them costs more than RRᵀ in float64."""
+        product = sum(block.product_flops for block in self.blocks)
+        return product > _DEAR and sum(block.gram_flops for block in self.blocks) <= 4 * product
+
+    def _solve_in_rows(self, x: Tensor, damping: float) -> Tensor:
+        """(x − Rᵀw) / damping with w corrected in the space of rows, where a residual Rᵀy costs a product with RRᵀ only.
+
+        What the last subtraction cancels stays: a relative residual of about eps λ_max / damping.
+        """
+        gram, factor = self._double.row_gram, self._double._factor(damping, damped_cholesky)
+        images = self._double.rows_matmul(x)
+        w = cholesky_solve(factor, images)
+        for _ in range(_PASSES):
+            y = (gram @ w + damping * w - images) / damping  # the residual of the solution is Rᵀy
+            image = gram @ y
+            size = (y * image).sum(0).clamp(min=0).sqrt()
+            if (size <= 10 * _RESIDUAL * x.norm(dim=0)).all():
+                break
+            w = w - y + cholesky_solve(factor, image)
+        return (x - self._double.rmatmul(w)) / damping
 
     def power(self, p: Real, damping: Real = 0.0) -> StructuredMatrix:
         """(M + damping I)^p as a LowRank: eigenvectors Rᵀu/√s, s the eigenvalues above rounding; damping^p elsewhere.

@@ -66,6 +66,11 @@ class RowBlock(TensorFields):
         """Operations of `add_gram`, for choosing a route."""
         return self.shape[0] ** 2 * self.shape[1]
 
+    @property
+    def product_flops(self) -> int:
+        """Operations of one product with a vector."""
+        return self.shape[0] * self.shape[1]
+
     def gram(self) -> Float[Tensor, "R R"]:
         """B Bᵀ."""
         out = torch.zeros(self.shape[0], self.shape[0], dtype=self.dtype, device=self.device)
@@ -150,6 +155,11 @@ class KhatriRaoRows(RowBlock):
         """Half of K² N² C for the scores, N² D for the inputs."""
         K, N, C = self.scores.shape
         return (K * N) ** 2 * C + N**2 * self.inputs.shape[1]
+
+    @property
+    def product_flops(self) -> int:
+        """N C D: the scores only weigh what the inputs give."""
+        return len(self.inputs) * self.shape[1]
 
     def scaled(self, factor: float) -> "KhatriRaoRows":
         """The block times a number."""

@@ -75,6 +75,11 @@ class SharedRows(RowBlock):
         formed = (self.scores[..., first:last].mT @ self.inputs).reshape(K * N, -1)
         return formed[:, start - first * width : stop - first * width]
 
+    @property
+    def product_flops(self) -> int:
+        """N S C D."""
+        return len(self.inputs) * self.inputs.shape[1] * self.shape[1]
+
     def scaled(self, factor: float) -> "SharedRows":
         """The block times a number."""
         return SharedRows(self.inputs, self.scores * factor)

@@ -19,6 +19,7 @@ from natgrad_lab.structures import (
     LowRank,
     factored_tikhonov,
     from_state,
+    gram,
     pi_trace_norm,
 )
 from natgrad_lab.structures.row_blocks import mirror_upper
@@ -196,6 +197,19 @@ def test_gram_solve_survives_cancellation(damping):
     x = R.mT @ torch.randn(40)
     solution = Gram((DenseRows(R),)).solve(x, damping)
     assert (R.mT @ (R @ solution) + damping * solution - x).norm() <= 1e-13 * x.norm()
+
+
+def test_gram_solve_in_the_space_of_rows_is_as_exact_as_one_subtraction_allows(monkeypatch):
+    """Where products with R are dear, corrections use RRᵀ alone; the last subtraction leaves eps λ_max / damping."""
+    monkeypatch.setattr(gram, "_DEAR", 0)
+    R = torch.linalg.qr(torch.randn(60, 40)).Q.mT * torch.linspace(1, 3, 40)[:, None]
+    for x in (torch.randn(60), R.mT @ torch.randn(40), torch.randn(60, 2)):
+        F = Gram((DenseRows(R),))
+        monkeypatch.setattr(DenseRows, "gram_flops", 0)
+        solution = F.solve(x, 1e-4)
+        assert F._double_gram_is_cheaper
+        off = (R.mT @ (R @ solution) + 1e-4 * solution - x).norm(dim=0)
+        assert (off <= 10 * torch.finfo(R.dtype).eps * 9 / 1e-4 * x.norm(dim=0)).all()
 
 
 def test_low_rank_solve_survives_cancellation():
