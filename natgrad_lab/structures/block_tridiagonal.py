@@ -62,8 +62,8 @@ class BlockTridiagonalInverse(StructuredMatrix):
             found = [tuple(t.shape) for t in factors], [tuple(t.shape) for t in crosses]
             if not sizes or 0 in sizes or len(self.left) != len(self.right) or found != (square, beside):
                 raise ValueError(
-                    f"BlockTridiagonalInverse needs square factors, as many left as right, and between neighbours cross factors "
-                    f"that fit; {name} has {found[0]} and {found[1]}."
+                    "BlockTridiagonalInverse needs square factors, as many left as right, and cross factors that fit between "
+                    f"neighbours; {name} has {found[0]} and {found[1]}."
                 )
 
     @property
@@ -162,8 +162,8 @@ class BlockTridiagonalInverse(StructuredMatrix):
     def _dense(self) -> Dense:
         if self.dim > LARGEST_DENSE:
             raise ValueError(
-                f"this needs the {self.dim} x {self.dim} matrix formed, and at most {LARGEST_DENSE} rows are. Products, undamped "
-                "solves and solves with damping work at any size; for a damped inverse that stays a chain use "
+                f"this needs the {self.dim} x {self.dim} matrix formed, and at most {LARGEST_DENSE} rows are. Products, "
+                "undamped solves and solves with damping work at any size; for a damped inverse that stays a chain use "
                 "tridiagonal_tikhonov(fisher, damping)."
             )
         return Dense(self.to_dense())

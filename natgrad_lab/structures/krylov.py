@@ -72,7 +72,7 @@ def leading_eigenpairs(matrix: StructuredMatrix, rank: int) -> LowRank:
     """The `rank` largest eigenpairs of M by products alone: block Krylov spaces, restarted until the residuals are small.
 
     Multiple eigenvalues are found (blocks are wider than `rank`); where eigenvalue rank + 1 equals eigenvalue rank, which
-    vectors of their eigenspace are kept is arbitrary. Warns with the residual if it stays above 1e-10 of the largest eigenvalue.
+    vectors of their eigenspace are kept is arbitrary. Warns with the residual if it stays above 1e-10 of the largest one.
     Cost: some 5 (rank + 10) products a restart, usually a few of them; 5 (rank + 10) P numbers.
     """
     width = min(rank + 10, matrix.dim)
