@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from numbers import Real
 
 GIB = 2**30
 _QUIET_SECONDS = 1.0  # work shorter than this shows no bar
 
 
-def announce(num_bytes: float, what: str) -> None:
+def announce(num_bytes: Real, what: str) -> None:
     """Print the memory that `what` is about to take, if it is more than 1 GiB."""
     if num_bytes > GIB:
         print(f"natgrad_lab: {what} takes {num_bytes / GIB:.1f} GiB", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 
@@ -26,7 +27,7 @@ class Made:
     structure: StructuredMatrix | None
     function: Callable[[Tensor, float], Tensor] | None
 
-    def direction(self, gradient: Float[Tensor, " P"], damping: float) -> Float[Tensor, " P"]:
+    def direction(self, gradient: Float[Tensor, " P"], damping: Real) -> Float[Tensor, " P"]:
         """v, in the gradient's dtype; computed in the structure's own."""
         if self.structure is not None:
             return checked_direction(self.name, self.structure.solve(gradient.to(self.structure.dtype), damping), gradient)
@@ -54,12 +55,12 @@ class Candidate:
         """The approximation as a float64 matrix, if it is one."""
         return self.wide.structure
 
-    def direction(self, damping: float) -> Float[Tensor, " P"]:
+    def direction(self, damping: Real) -> Float[Tensor, " P"]:
         """v in float64."""
         return self.wide.direction(self.problem.gradient, damping)
 
 
-def make(approximation: Approximation, problem: Problem, budget: float) -> Candidate:
+def make(approximation: Approximation, problem: Problem, budget: Real) -> Candidate:
     """Estimate. Raises: NotAvailableError if it would not fit the budget (bytes); whatever the estimator raises."""
     _refuse_too_large(approximation.name, problem, budget)
     with watch() as work:
@@ -88,7 +89,7 @@ def _made(approximation: Approximation, batch: Batch) -> Made:
     return Made(approximation.name, made, None)
 
 
-def cost_numbers(numbers: Numbers, candidate: Candidate, damping: float) -> tuple[Tensor | None, tuple[str, ...]]:
+def cost_numbers(numbers: Numbers, candidate: Candidate, damping: Real) -> tuple[Tensor | None, tuple[str, ...]]:
     """The direction at `damping` in float64, and the warnings of the approximation in its own dtype.
 
     Fills times, memory, factorizations and numerical health.
@@ -134,7 +135,7 @@ def _raise(error: Exception):
     raise error
 
 
-def _residual(structure: StructuredMatrix, v: Tensor, gradient: Tensor, damping: float) -> float:
+def _residual(structure: StructuredMatrix, v: Tensor, gradient: Tensor, damping: Real) -> float:
     off = structure.matmul(v.to(structure.dtype)).double() + damping * v.double() - gradient.double()
     return _relative(off, gradient.double())
 
@@ -163,7 +164,7 @@ def ambiguity(kfac: StructuredMatrix, names: list[str]) -> str:
     return f"EKFAC is ambiguous here: repeated eigenvalues in {', '.join(found)}" if found else ""
 
 
-def _refuse_too_large(name: str, problem: Problem, budget: float) -> None:
+def _refuse_too_large(name: str, problem: Problem, budget: Real) -> None:
     """Refuse what is known to need more numbers than fit."""
     count = _NUMBERS.get(name)
     if count is None:

@@ -1,4 +1,5 @@
 """How good a direction v is: against the exact damped natural gradient, by the quadratic model, and on the batch itself."""
+from numbers import Real
 
 import torch
 
@@ -13,7 +14,7 @@ _UNIT = ("predicted_decrease_unit", "achieved_decrease_unit", "kl_unit", "kl_qua
 
 
 def direction_numbers(
-    numbers: Numbers, problem: Problem, v: Float[Tensor, " P"], damping: float, *, steps: str = "both"
+    numbers: Numbers, problem: Problem, v: Float[Tensor, " P"], damping: Real, *, steps: str = "both"
 ) -> None:
     """Everything about v as a step of the whole network; `v` points uphill, the step is -α v.
 

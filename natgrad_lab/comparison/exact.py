@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import torch
 from torch.func import functional_call
@@ -42,7 +43,7 @@ class ExactMatrix:
         """F x."""
         return self.matrix @ x if self.is_small else self.gram.matmul(x)
 
-    def solve(self, x: Float[Tensor, "P *k"], damping: float) -> Float[Tensor, "P *k"]:
+    def solve(self, x: Float[Tensor, "P *k"], damping: Real) -> Float[Tensor, "P *k"]:
         """(F + damping I)⁻¹ x."""
         if not self.is_small:
             return self.gram.solve(x, damping)
@@ -50,13 +51,13 @@ class ExactMatrix:
         solution = cholesky_solve(factor, x)
         return solution + cholesky_solve(factor, x - self.matmul(solution) - damping * solution)
 
-    def factor(self, damping: float) -> Float[Tensor, "m m"]:
+    def factor(self, damping: Real) -> Float[Tensor, "m m"]:
         """Cholesky factor of F + damping I, or of R Rᵀ + damping I where that is used; the newest is kept."""
         if self._factor is None or self._factor[0] != damping:
             self._factor = (damping, damped_cholesky(self.matrix if self.is_small else self.gram.row_gram, damping))
         return self._factor[1]
 
-    def logdet(self, damping: float) -> float:
+    def logdet(self, damping: Real) -> float:
         """log det(F + damping I)."""
         inside = 2 * float(self.factor(damping).diagonal().log().sum())
         return inside if self.is_small else inside + (self.dim - self.num_rows) * math.log(damping)
@@ -94,7 +95,7 @@ class Problem:
         note: what a reader has to know about how the exact Fisher was made.
     """
 
-    def __init__(self, batch: Batch, damping: float):
+    def __init__(self, batch: Batch, damping: Real):
         """One pass. Raises: as `fisher.score_pass`."""
         self.batch, self.damping, self.layout = batch, damping, batch.layout
         self.wide, note = batch.in_double()
@@ -117,7 +118,7 @@ class Problem:
         """Its diagonal blocks, layer by layer."""
         return tuple(ExactMatrix((rows,)) for rows in self.exact.rows)
 
-    def natural_gradient(self, damping: float) -> ExactDirection:
+    def natural_gradient(self, damping: Real) -> ExactDirection:
         """The exact damped natural gradient, kept."""
         if damping not in self._solved:
             self._solved[damping] = self.fisher.solve(damping)

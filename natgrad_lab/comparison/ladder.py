@@ -6,6 +6,7 @@ negative: an assumption is wrong as a statement about the matrix, and its direct
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from statistics import fmean, stdev
 
 from natgrad_lab import fisher
@@ -116,7 +117,7 @@ def _shares(total: dict[str, Row]) -> dict[str, float]:
     return shares | {"Kronecker rank one": max(best**2 - blocks**2, 0.0), "independence": max(kfac**2 - best**2, 0.0)}
 
 
-def sampling_noise(problem: Problem, damping: float) -> list[Noise]:
+def sampling_noise(problem: Problem, damping: Real) -> list[Noise]:
     """Repeat the estimates with one sampled target per example over `NOISE_SEEDS` seeds."""
     kinds: dict[str, tuple[str, Callable]] = {
         "monte_carlo": ("no structure (noise floor)", fisher.ESTIMATORS["gram"]),

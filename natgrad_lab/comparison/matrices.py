@@ -7,6 +7,7 @@ come from Lanczos; above, nothing is formed: norms come from products, inner pro
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 import torch
 
@@ -45,6 +46,11 @@ class Restricted:
         padded[self.where] = x
         return self.whole.matmul(padded)[self.where]
 
+    def to_dense(self) -> Float[Tensor, "p p"]:
+        """The block, by one product for each of its parameters."""
+        identity = torch.eye(self.where.stop - self.where.start, dtype=self.whole.dtype, device=self.whole.device)
+        return torch.stack([self.matmul(column) for column in identity], 1)
+
 
 class Pair:
     """The exact matrix and one approximation of it; what is formed is kept as long as the pair."""
@@ -52,7 +58,7 @@ class Pair:
     def __init__(self, exact: ExactMatrix, approx: StructuredMatrix | Restricted, dense: Tensor | None = None):
         """Nothing is computed yet. Args: dense: the approximation, if it is formed already."""
         self.exact, self.approx, self._given = exact, approx, dense
-        self.is_dense = exact.dim <= LARGEST_DENSE
+        self.is_dense = exact.dim <= (LARGEST_SPECTRUM if isinstance(approx, Restricted) else LARGEST_DENSE)
 
     @cached_property
     def dense(self) -> Float[Tensor, "P P"]:
@@ -69,7 +75,7 @@ class Pair:
         """A vector of the right length, dtype and device."""
         return next(self.exact.rows[0].tensors())[1].new_empty(self.exact.dim)
 
-    def factor(self, damping: float) -> Float[Tensor, "P P"]:
+    def factor(self, damping: Real) -> Float[Tensor, "P P"]:
         """Cholesky factor of F̂ + damping I."""
         return damped_cholesky(self.dense, damping)
 
@@ -91,7 +97,7 @@ def error_numbers(numbers: Numbers, pair: Pair, *, spectral: bool = True) -> Non
     if pair.exact.norm_squared == 0:
         numbers.refuse("the exact Fisher is zero", "frobenius_error", "spectral_error")
         return
-    if isinstance(pair.approx, Restricted):
+    if isinstance(pair.approx, Restricted) and not pair.is_dense:
         numbers.refuse("the layer's block of this structure is known by its products only", "frobenius_error")
     else:
         numbers.attempt(lambda: _frobenius(numbers, pair), "frobenius_error")
@@ -150,7 +156,7 @@ def _block_error(problem: Problem, pair: Pair) -> float:
     return math.sqrt(max(squared, 0.0) / total)
 
 
-def condition_numbers(numbers: Numbers, pair: Pair, damping: float) -> None:
+def condition_numbers(numbers: Numbers, pair: Pair, damping: Real) -> None:
     """What F̂_λ leaves of the spectrum of F_λ, and how far the two Gaussians with these precisions are apart."""
     if pair.exact.dim <= LARGEST_SPECTRUM:
         numbers.attempt(lambda: _from_spectrum(pair, damping), *_CONDITION)
@@ -160,7 +166,7 @@ def condition_numbers(numbers: Numbers, pair: Pair, damping: float) -> None:
     numbers.attempt(lambda: measure(numbers, pair, damping), *_CONDITION[:3])
 
 
-def _from_spectrum(pair: Pair, damping: float) -> tuple[float, ...]:
+def _from_spectrum(pair: Pair, damping: Real) -> tuple[float, ...]:
     """From all eigenvalues of L⁻¹F_λL⁻ᵀ, L the Cholesky factor of F̂_λ."""
     factor = pair.factor(damping)
     inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
@@ -177,7 +183,7 @@ def _from_spectrum(pair: Pair, damping: float) -> tuple[float, ...]:
     )
 
 
-def _from_factors(numbers: Numbers, pair: Pair, damping: float) -> tuple[float, float, float]:
+def _from_factors(numbers: Numbers, pair: Pair, damping: Real) -> tuple[float, float, float]:
     """With F̂_λ = LLᵀ and F_λ = MMᵀ, L⁻¹F_λL⁻ᵀ is XXᵀ for the triangular X = L⁻¹M: trace, determinant and both ends of it."""
     factor = pair.factor(damping)
     X = torch.linalg.solve_triangular(factor, pair.exact.factor(damping), upper=False)
@@ -190,7 +196,7 @@ def _triangular(X: Tensor, x: Tensor, upper: bool) -> Tensor:
     return torch.linalg.solve_triangular(X, x.unsqueeze(1), upper=upper).squeeze(1)
 
 
-def _from_products(numbers: Numbers, pair: Pair, damping: float) -> tuple[float, float | None, float | None]:
+def _from_products(numbers: Numbers, pair: Pair, damping: Real) -> tuple[float, float | None, float | None]:
     """The largest eigenvalue of F̂_λ⁻¹F_λ and of its inverse, both self-adjoint in the inner product F̂_λ; trace and logdet."""
     exact, approx = pair.exact, pair.approx
 

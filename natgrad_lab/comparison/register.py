@@ -40,8 +40,8 @@ class Approximation:
     about: str
     kind: str
 
-    def make(self, batch: Batch) -> StructuredMatrix | Callable[[Tensor, float], Tensor]:
-        """The structure, or the function (gradient, damping) → direction."""
+    def make(self, batch: Batch) -> object:
+        """The structure, or the function (gradient, damping) → direction; not yet checked."""
         return _MAKE[self.kind](self.source, batch)
 
 
@@ -54,14 +54,14 @@ _MAKE = {
 }
 
 
-def approximation(name: str, source: Source, *, label: str | None = None, about: str = "") -> Approximation:
+def approximation(name: str, source: object, *, label: str | None = None, about: str = "") -> Approximation:
     """Wrap `source`, finding out from its type or signature what it is."""
     if not (isinstance(name, str) and name.strip()):
         raise ValueError(f"an approximation needs a name that is not empty; got {name!r}.")
     return Approximation(name, source, label or name.replace("_", " "), about or "Given by you.", _kind(name, source))
 
 
-def register(name: str, source: Source, *, label: str | None = None, about: str = "", replace: bool = False) -> None:
+def register(name: str, source: object, *, label: str | None = None, about: str = "", replace: bool = False) -> None:
     """Add an approximation: it is in every report from now on. An estimator also joins `fisher.ESTIMATORS`.
 
     Args:
@@ -92,7 +92,7 @@ def default_approximations() -> dict[str, Approximation]:
     return dict(sorted(table.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def chosen(approximations: Sequence[str] | Mapping[str, Source | str] | None) -> dict[str, Approximation]:
+def chosen(approximations: Sequence[str] | Mapping[str, object] | None) -> dict[str, Approximation]:
     """What `compare` was asked for: None for all, names, or {name: source}, where source may be the name of another."""
     table = default_approximations()
     if approximations is None:
@@ -106,7 +106,7 @@ def chosen(approximations: Sequence[str] | Mapping[str, Source | str] | None) ->
     return {name: _resolve(name, source, table) for name, source in approximations.items()}
 
 
-def _resolve(name: str, source: Source | str, table: dict[str, Approximation]) -> Approximation:
+def _resolve(name: str, source: object, table: dict[str, Approximation]) -> Approximation:
     if not isinstance(source, str):
         return approximation(name, source)
     if source in fisher.ESTIMATORS and source not in table:

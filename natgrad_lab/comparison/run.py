@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from numbers import Real
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from natgrad_lab.comparison.exact import Problem
 from natgrad_lab.comparison.matrices import Pair, block_error_number, condition_numbers, error_numbers
 from natgrad_lab.comparison.pictures import pictures
 from natgrad_lab.comparison.products import NotAvailableError
-from natgrad_lab.comparison.register import Approximation, Source, chosen
+from natgrad_lab.comparison.register import Approximation, chosen
 from natgrad_lab.comparison.report import Report
 from natgrad_lab.comparison.rows import ALL, Numbers, Row
 from natgrad_lab.comparison.sweep import sweep
@@ -40,11 +41,11 @@ def compare(
     likelihood: Likelihood,
     inputs: Tensor,
     targets: Tensor,
-    damping: float | Sequence[float] = 1e-2,
-    approximations: Sequence[str] | Mapping[str, Source | str] | None = None,
+    damping: Real | Sequence[Real] = 1e-2,
+    approximations: Sequence[str] | Mapping[str, object] | None = None,
     *,
     seed: int = 0,
-    memory_budget: float = MEMORY_BUDGET,
+    memory_budget: Real = MEMORY_BUDGET,
 ) -> Report:
     """Judge approximations of the Fisher by the exact natural gradient on one batch, all at the same damping.
 
@@ -114,7 +115,7 @@ def memory_estimate(model: nn.Module, likelihood: Likelihood, inputs: Tensor) ->
     return 8.0 * (4 * held + 4 * system**2 + lanczos + 40 * layout.dim)
 
 
-def _dampings(damping: float | Sequence[float]) -> tuple[float, list[float]]:
+def _dampings(damping: Real | Sequence[Real]) -> tuple[float, list[float]]:
     if isinstance(damping, Sequence):
         dampings = sorted(check_damping(each) for each in damping)
         if not dampings:

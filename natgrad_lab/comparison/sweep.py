@@ -7,6 +7,7 @@ once, and vᵀFv = ‖R v‖² needs no rotation back. In the eigenbasis of R R�
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from numbers import Real
 
 import torch
 
@@ -68,7 +69,7 @@ def sweep(problem: Problem, candidates: Sequence[Candidate], dampings: Sequence[
 class Position:
     """What a slider shows at one damping."""
 
-    damping: float
+    damping: Real
     efficiency: float
     cosine: float
     norm_ratio: float
@@ -93,7 +94,7 @@ class DampingSlider:
         self.at(self.problem.damping or 1e-3)
         return self
 
-    def at(self, damping: float) -> Position:
+    def at(self, damping: Real) -> Position:
         """All numbers at one damping."""
         g, (values, coordinates, vectors) = self.problem.gradient, self._exact
         if self._turned is not None:
