@@ -24,7 +24,7 @@ _DROPOUTS = nn.modules.dropout._DropoutNd
 
 @dataclass(frozen=True)
 class Call:
-    """One use of a layer in the forward pass: its input (N, ..., D), detached, and where its output (N, ..., C) lies in the graph.
+    """One use of a layer: its input (N, ..., D), detached, and where its output (N, ..., C) lies in the graph.
 
     `edges` are several for a recurrent layer: one per time step, the steps then being the input's second dimension.
     `shape` is that of the output at an edge.
@@ -85,15 +85,8 @@ class ForwardPass:
         return flat
 
     def _backward(self, ends: Sequence[nn.Parameter | GradientEdge], vectors: Tensor, **choices) -> tuple[Tensor | None, ...]:
-        try:
+        with overwriting_refused():
             return torch.autograd.grad(self._graph_outputs, ends, vectors, retain_graph=True, allow_unused=True, **choices)
-        except RuntimeError as error:
-            if "inplace operation" not in str(error):
-                raise
-            raise UnsupportedLayerError(
-                "forward overwrites a tensor that its own gradient needs (an in-place operation on a layer's input after the "
-                f"layer has run), so PyTorch cannot differentiate it. Make that operation out of place. ({error})"
-            ) from error
 
 
 def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor, recorded: tuple[Layer, ...]) -> ForwardPass:
@@ -116,7 +109,8 @@ def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor, reco
     calls: dict[str, list[Call]] = {layer.name: [] for layer in recorded}
     with _recording(recorded, calls, inputs.shape[0]), torch.inference_mode(False), torch.enable_grad():
         outputs = run_model(model, inputs.clone() if inputs.is_inference() else inputs)
-    _refuse_outputs(layout, inputs, outputs)
+    refuse_outputs(layout, inputs, outputs)
+    refuse_detached(outputs)
     for layer in recorded:
         if not calls[layer.name]:
             raise UnrecordableLayer(layer, "did not run in the forward pass, or its weights are used without calling it")
@@ -200,6 +194,20 @@ def run_model(model: nn.Module, inputs: Tensor) -> object:
         ) from error
 
 
+@contextmanager
+def overwriting_refused() -> Iterator[None]:
+    """Say what to change in a model whose backward pass finds a tensor overwritten."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise UnsupportedLayerError(
+            "forward overwrites a tensor that its own gradient needs (an in-place operation on a layer's input after the "
+            f"layer has run), so PyTorch cannot differentiate it. Make that operation out of place. ({error})"
+        ) from error
+
+
 def refuse_inputs(layout: ParameterLayout, inputs: Tensor) -> None:
     """Raise for inputs that are no tensor, empty, not finite, or of another dtype or device than the model."""
     if not isinstance(inputs, Tensor):
@@ -267,21 +275,26 @@ def refuse_output_shape(inputs: Tensor, outputs: object) -> None:
         )
 
 
-def _refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: object) -> None:
+def refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: object) -> None:
+    """Raise for outputs of another shape than (N, ..., C), of another dtype than the parameters, or not finite."""
     refuse_output_shape(inputs, outputs)
     if outputs.dtype != layout.dtype:
         raise ValueError(
             f"the model returns {outputs.dtype}, its parameters are {layout.dtype}. Return the parameters' dtype: take casts "
             "out of forward, and run without torch.autocast."
         )
-    if not outputs.requires_grad:
-        raise UnsupportedLayerError(
-            "the model's outputs do not depend on its trainable parameters by differentiable operations (detach() or argmax "
-            "in forward?). Return the logits or means themselves."
-        )
     if not torch.isfinite(outputs.detach().sum()) and not torch.isfinite(outputs).all():
         refuse_weights(layout)
         raise NonFiniteError(
             "the model's outputs hold NaN or infinity although inputs and weights are finite: they overflow "
             f"{outputs.dtype}. Scale the inputs or the weights down, or use float64."
+        )
+
+
+def refuse_detached(outputs: Tensor) -> None:
+    """Raise for outputs, computed with gradients on, that no trainable parameter can be reached from."""
+    if not outputs.requires_grad:
+        raise UnsupportedLayerError(
+            "the model's outputs do not depend on its trainable parameters by differentiable operations (detach(), argmax "
+            "or torch.no_grad() in forward?). Return the logits or means themselves."
         )

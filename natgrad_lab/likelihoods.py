@@ -64,7 +64,7 @@ class Likelihood(ABC):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, ""]:
         """Mean over examples of the nll, summed over an example's positions, in nats; differentiable, targets checked."""
-        flat_targets = self.flat_targets(outputs.detach(), targets.detach())
+        flat_targets = self.flat_targets(outputs.detach(), targets).detach()
         return self.nll(self.positions(outputs).flatten(0, 1), flat_targets).sum() / outputs.shape[0]
 
     def output_fisher(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:

@@ -273,3 +273,67 @@ def numpy_kfac_direction(factors, grads, damping, form):
             left, right = G + np.sqrt(damping) / pi * np.eye(len(G)), A + np.sqrt(damping) * pi * np.eye(len(A))
             directions.append(np.linalg.solve(left, np.linalg.solve(right, g.T).T))
     return directions
+
+
+# ---- any module: one example at a time, PyTorch's own gradients, positions one after the other
+
+
+def matrices(model):
+    """[(module name, parameter names, whether they are rows of [W | b])] of every module that trains, in the flat order."""
+    pieces = []
+    for name, module in model.named_modules():
+        own = [key for key, p in module.named_parameters(recurse=False) if p.requires_grad]
+        everything = len(own) == len(list(module.parameters(recurse=False)))
+        if isinstance(module, nn.RNNBase) and everything and not module.proj_size:
+            for key in (key for key in own if key.startswith("weight")):
+                pieces.append((name, [k for k in (key, key.replace("weight", "bias")) if k in own], True))
+        elif own:
+            pieces.append((name, own, isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)))
+    return [(name, [f"{name}.{key}".lstrip(".") for key in keys], rows) for name, keys, rows in pieces]
+
+
+def flat_gradient(model, value):
+    """Gradient of a number by all trainable parameters, in the flat order."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    grads = torch.autograd.grad(value, list(named.values()), retain_graph=True, materialize_grads=True)
+    by_name, flat = dict(zip(named, grads, strict=True)), []
+    for _, keys, rows in matrices(model):
+        if rows:
+            flat.append(torch.cat([by_name[key].reshape(len(by_name[keys[0]]), -1) for key in keys], 1).flatten())
+        else:
+            flat += [by_name[key].flatten() for key in keys]
+    return torch.cat(flat)
+
+
+def module_blocks(model):
+    """The slice of each piece of `matrices` in the flat order."""
+    sizes = [sum(model.get_parameter(key).numel() for key in keys) for _, keys, _ in matrices(model)]
+    ends = np.cumsum(sizes)
+    return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+
+
+def positions_of(output, class_dim):
+    """(S, C) of one example's output: class_dim counts the example's dimension; None: all of it is one position."""
+    if class_dim is None or output.ndim == 1:
+        return output.reshape(1, -1)
+    return torch.stack(output.unbind(class_dim - (class_dim > 0)), -1).reshape(-1, output.shape[class_dim - (class_dim > 0)])
+
+
+def fisher_of_any(model, density, inputs, class_dim=None):
+    """(1/N) Σ_n Σ_s J_nsᵀ Λ_ns J_ns."""
+    total = 0
+    for example in inputs:
+        for output in positions_of(model(example[None])[0], class_dim):
+            J = torch.stack([flat_gradient(model, value) for value in output])
+            total = total + J.T @ output_fisher(density, output.detach()) @ J
+    return total / len(inputs)
+
+
+def scores_of_any(model, density, inputs, targets, class_dim=None):
+    """∂ Σ_s log p(y_ns | x_n) / ∂θ, (N, P)."""
+    rows = []
+    for example, target in zip(inputs, targets, strict=True):
+        outputs = positions_of(model(example[None])[0], class_dim)
+        aligned = target.reshape(-1) if density[0] == "categorical" else target.reshape(outputs.shape)
+        rows.append(flat_gradient(model, sum(log_density(density, o, y) for o, y in zip(outputs, aligned, strict=True))))
+    return torch.stack(rows)

@@ -28,7 +28,7 @@ def block_diagonal_fisher(
     Cost: N Σ_l P_l² operations, Σ_l P_l² numbers.
     """
     each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return averaged(block_diagonal_from_scores, len(inputs), each)
+    return averaged(block_diagonal_from_scores, each)
 
 
 def block_diagonal_from_scores(scores: ScorePass) -> BlockDiagonal:

@@ -7,7 +7,7 @@ from torch import nn
 
 from natgrad_lab.fisher.scores import ScorePass, score_pass
 from natgrad_lab.likelihoods import Likelihood
-from natgrad_lab.progress import GIB, announce, track
+from natgrad_lab.progress import GIB, track
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import StructuredMatrix
 
@@ -45,16 +45,15 @@ def passes(
         yield score_pass(model, likelihood, inputs[part], fisher_type, part_targets, num_samples, generator, verify=start == 0)
 
 
-def averaged(from_scores: Callable[[ScorePass], StructuredMatrix], num_examples: int, each: Iterator[ScorePass]):
-    """The weighted mean, tensor by tensor, of `from_scores` over passes: the estimate on all examples where it is a mean."""
-    total = None
+def averaged(from_scores: Callable[[ScorePass], StructuredMatrix], each: Iterator[ScorePass]) -> StructuredMatrix:
+    """The mean of `from_scores` over passes, tensor by tensor and weighted by their examples: right for every estimate that is
+    a mean over examples.
+    """
+    total, seen = None, 0
     for scores in each:
-        part, weight = from_scores(scores), scores.num_examples / num_examples
+        part, seen = from_scores(scores), seen + scores.num_examples
         if total is None:
-            if weight == 1:
-                return part
-            announce(sum(t.numel() * t.element_size() for _, t in part.tensors()), repr(part))
-            total = part.map(lambda t, w=weight: t * w)
+            total = part
         else:
-            total = total.map(lambda old, new, w=weight: old.add_(new, alpha=w), part)
+            total = total.map(lambda old, new, w=scores.num_examples / seen: old.lerp(new, w), part)
     return total

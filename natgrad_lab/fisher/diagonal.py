@@ -28,7 +28,7 @@ def diagonal_fisher(
     Cost: one (C, N)(N, D) product per layer; P numbers.
     """
     each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return averaged(diagonal_from_scores, len(inputs), each)
+    return averaged(diagonal_from_scores, each)
 
 
 def diagonal_from_scores(scores: ScorePass) -> Diagonal:

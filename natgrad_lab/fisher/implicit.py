@@ -4,7 +4,15 @@ import torch
 from torch import nn
 from torch.func import functional_call, jvp
 
-from natgrad_lab.derivatives import refuse_inputs, refuse_modes, refuse_weights
+from natgrad_lab.derivatives import (
+    overwriting_refused,
+    refuse_detached,
+    refuse_inputs,
+    refuse_modes,
+    refuse_outputs,
+    refuse_weights,
+    run_model,
+)
 from natgrad_lab.fisher.scores import output_scores, quiet_attention, refuse_choice, refuse_mixed_examples
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.parameters import ParameterLayout
@@ -26,7 +34,7 @@ def implicit_fisher(
     """The same matrix as `dense_fisher`, known through products F v = (1/N) Σ_n J_nᵀ Λ_n J_n v.
 
     Exact for every module and any number of parameters, rows and outputs, including tied functional uses of a weight; the
-    memory is that of training. The model's weights are read at every product: take a new Fisher after a step.
+    memory is that of training. Weights and buffers are copied: a later step of the model does not change the products.
 
     Args, Raises: as `dense_fisher`, except that no layer needs a rule.
     Cost: a product is a forward pass, two backward passes and the derivative of one: about four gradients.
@@ -36,46 +44,65 @@ def implicit_fisher(
     refuse_weights(layout)
     refuse_inputs(layout, inputs)
     refuse_modes(model)
-    with torch.no_grad():
-        raw = model(inputs)
-        refuse_mixed_examples(model, inputs, raw)
+    with torch.inference_mode(False), quiet_attention():
+        inputs = inputs.detach().clone()
+        with torch.no_grad():
+            raw = run_model(model, inputs)
+        refuse_outputs(layout, inputs, raw)
+        refuse_mixed_examples(model, inputs, raw)  # compares the last half
+        refuse_mixed_examples(model, inputs.flip(0), raw.flip(0))
+        with torch.enable_grad(), overwriting_refused():
+            one = run_model(model, inputs[:1])
+            refuse_detached(one)
+            torch.autograd.grad(one.sum(), [p for layer in layout.layers for p in layer.parameters], allow_unused=True)
     flat_targets = None if targets is None else likelihood.flat_targets(raw, targets)
     scores = None
     if fisher_type != "exact":
         scores = output_scores(likelihood, likelihood.positions(raw), fisher_type, flat_targets, num_samples, generator)
         scores = likelihood.from_positions(scores, raw)  # (K, N, ...)
 
+    with torch.inference_mode(False):
+        state = {name: t.detach().clone() for name, t in (*model.named_parameters(), *model.named_buffers())}
+
     def product(vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
         for start in range(0, len(inputs), _CHUNK):
             part = slice(start, start + _CHUNK)
-            total += _product(model, likelihood, layout, inputs[part], vector, None if scores is None else scores[:, part])
+            total += _product(
+                model, likelihood, layout, state, inputs[part], vector, None if scores is None else scores[:, part]
+            )
         return total / len(inputs)
 
     return Implicit(product, torch.zeros(layout.dim, dtype=layout.dtype, device=layout.device))
 
 
 def _product(
-    model: nn.Module, likelihood: Likelihood, layout: ParameterLayout, inputs: Tensor, vector: Tensor, scores: Tensor | None
+    model: nn.Module,
+    likelihood: Likelihood,
+    layout: ParameterLayout,
+    state: dict[str, Tensor],
+    inputs: Tensor,
+    vector: Tensor,
+    scores: Tensor | None,
 ) -> Float[Tensor, " P"]:
-    """Σ_n J_nᵀ Λ_n J_n v over one chunk."""
+    """Σ_n J_nᵀ Λ_n J_n v over one chunk, at the weights and buffers of `state`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tangents = {names[id(parameter)]: part.clone() for parameter, part in layout.split(vector)}
-    parameters = {name: model.get_parameter(name) for name in tangents}
+    tangents = {names[id(parameter)]: part.detach().clone() for parameter, part in layout.split(vector)}
 
     def outputs_of(p: dict[str, Tensor]) -> Tensor:
-        return functional_call(model, p, (inputs,))
+        return functional_call(model, state | p, (inputs,))
 
-    with torch.enable_grad(), quiet_attention():
+    with torch.inference_mode(False), torch.enable_grad(), quiet_attention():
+        parameters = {name: state[name].detach().requires_grad_() for name in tangents}
         outputs = outputs_of(parameters)
         moved = _forward_derivative(outputs_of, outputs, parameters, tangents)
         with torch.no_grad():
             weighed = _weigh(likelihood, outputs.detach(), moved, scores)
         gradients = torch.autograd.grad(outputs, list(parameters.values()), weighed, allow_unused=True, materialize_grads=True)
     flat = torch.empty_like(vector)
-    by_id = {id(p): g for p, g in zip(parameters.values(), gradients, strict=True)}
+    by_name = dict(zip(parameters, gradients, strict=True))
     for parameter, view in layout.split(flat):
-        view.copy_(by_id[id(parameter)])
+        view.copy_(by_name[names[id(parameter)]])
     return flat
 
 

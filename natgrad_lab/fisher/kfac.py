@@ -62,7 +62,7 @@ def kfac_fisher(
     """
     known(weight_sharing, WEIGHT_SHARING, "weight_sharing")
     each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return averaged(lambda scores: kfac_from_scores(scores, weight_sharing), len(inputs), each)
+    return averaged(lambda scores: kfac_from_scores(scores, weight_sharing), each)
 
 
 def kfac_from_scores(scores: ScorePass, weight_sharing: str = "expand") -> BlockDiagonal:

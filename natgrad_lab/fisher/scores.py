@@ -138,7 +138,7 @@ def score_pass(
         passed, generic = _recorded_pass(model, layout, inputs)
     outputs = likelihood.positions(passed.outputs)  # (N, S, C)
     fisher_targets, loss_targets = (
-        None if given is None else likelihood.flat_targets(passed.outputs, given.detach()) for given in (targets, loss_targets)
+        None if given is None else likelihood.flat_targets(passed.outputs, given).detach() for given in (targets, loss_targets)
     )
     scores = output_scores(likelihood, outputs, fisher_type, fisher_targets, num_samples, generator)
     loss, loss_scores, first, num_scores = None, None, 0, scores.shape[0]
