@@ -86,13 +86,14 @@ def _nearest(rows: RowBlock, start: StructuredMatrix, num_examples: int, name: s
         size = float(left.norm() * right.norm())
         if (right / right.norm() - before).norm() <= 100 * torch.finfo(right.dtype).eps:
             break
-    if change > max(_CONVERGED, 100 * torch.finfo(right.dtype).eps):
-        warnings.warn(
-            f"the nearest Kronecker product of layer {name!r} still changed by {change:.1e} in norm after {_STEPS} iterations: "
-            "its two largest singular values are nearly equal. Its distance is right to about that.",
-            NumericalWarning,
-            stacklevel=2,
-        )
+    else:
+        if change > max(_CONVERGED, 100 * torch.finfo(right.dtype).eps):
+            warnings.warn(
+                f"the nearest Kronecker product of layer {name!r} still changed by {change:.1e} in norm after {_STEPS} "
+                "iterations: its two largest singular values are nearly equal. Its distance is right to about that.",
+                NumericalWarning,
+                stacklevel=2,
+            )
     scale = float(start.right.trace() / right.trace())
     return Kronecker(_symmetric(left) / scale, _symmetric(right) * scale)
 

@@ -57,3 +57,7 @@ class Inverse(StructuredMatrix):
         if check_damping(damping) == 0:
             return -self.matrix.logdet()
         return (self.eigvalsh() + float(damping)).log().sum()
+
+    def __repr__(self) -> str:
+        """One line; the matrix by its kind."""
+        return f"Inverse(dim={self.dim}, {str(self.dtype).removeprefix('torch.')}, of {type(self.matrix).__name__})"

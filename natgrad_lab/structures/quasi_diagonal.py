@@ -67,12 +67,11 @@ class QuasiDiagonal(StructuredMatrix):
         """(M + damping I)⁻¹ x: eliminate the weights, then the bias. Without damping this is Ollivier's formula."""
         self._check(x)
         damping = check_damping(damping)
-        rest, pivot = (part[..., None] for part in self._pivots(damping))
-        weights, bias = self._split(x)
-        slopes = self._slopes.unsqueeze(2)
-        aside = (weights - slopes * bias) / rest
-        top = (bias - self.bias[:, None, None] * (slopes * aside).sum(1, keepdim=True)) / pivot[:, None]
-        return torch.cat([aside + damping * slopes / rest * top, top], 1).reshape(x.shape)
+        pivots = self._pivots(damping)
+        solution = self._eliminated(x, damping, *pivots)
+        if damping > 0:  # inputs of very different scales leave an error that one correction takes away
+            solution = solution + self._eliminated(x - self.matmul(solution) - damping * solution, damping, *pivots)
+        return solution
 
     def power(self, p: Real, damping: Real = 0.0) -> StructuredMatrix:
         """(M + damping I)^p as a UnitWise."""
@@ -116,16 +115,26 @@ class QuasiDiagonal(StructuredMatrix):
         columns = x.reshape(len(self.bias), self.weights.shape[1] + 1, -1)
         return columns[:, :-1], columns[:, -1:]
 
+    def _eliminated(self, x: Tensor, damping: float, rest: Tensor, pivot: Tensor) -> Tensor:
+        weights, bias = self._split(x)
+        slopes, rest = self._slopes.unsqueeze(2), rest.unsqueeze(2)
+        aside = (weights - slopes * bias) / rest
+        top = (bias - self.bias[:, None, None] * (slopes * aside).sum(1, keepdim=True)) / pivot[:, None, None]
+        return torch.cat([aside + damping * slopes / rest * top, top], 1).reshape(x.shape)
+
     def _pivots(self, damping: float) -> tuple[Tensor, Tensor]:
-        """Of the weights (m, n) and, with these eliminated, of the bias (m,): their product is the determinant."""
-        rest = self._rest + damping
-        largest = self.diagonal().max().item() + damping
-        level = 0.0 if damping else 10 * (self.weights.shape[1] + 1) * torch.finfo(self.dtype).eps * largest
-        for part in (rest, self.bias + damping):
-            if part.numel() and part.min().item() <= level:
-                raise not_positive_definite(self.dim, f"its smallest pivot is {part.min().item():.3g}", damping, level)
+        """Of the weights (m, n) and, with these eliminated, of the bias (m,): their product is the determinant.
+
+        A weight's pivot is a difference, and drowns in rounding relative to that weight alone: scales do not matter.
+        """
+        rest, bias = self._rest + damping, self.bias + damping
+        level = 0.0 if damping else 10 * torch.finfo(self.dtype).eps
+        for pivots, least in ((rest, level * self.weights), (bias, torch.zeros_like(bias))):
+            if (singular := pivots <= least).any():
+                size = f"its smallest pivot is {pivots[singular].min().item():.3g}"
+                raise not_positive_definite(self.dim, size, damping, least[singular].max().item())
         explained = (self._slopes.square() / rest).sum(1)
-        return rest, damping + self.bias + damping * self.bias * explained
+        return rest, bias + damping * self.bias * explained
 
 
 def ollivier_solve(matrix: QuasiDiagonal, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:

@@ -13,7 +13,6 @@ from natgrad_lab.linalg import (
     damped_cholesky,
     invertible_spectrum,
     spectrum_power,
-    symmetrize,
 )
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures.base import StructuredMatrix, power_note
@@ -68,11 +67,11 @@ class UnitWise(StructuredMatrix):
 
     def to_dense(self) -> Float[Tensor, "P P"]:
         """The matrix with its zeros."""
-        return torch.block_diag(*self.blocks)
+        return torch.block_diag(*self.blocks.clone())
 
     def diagonal(self) -> Float[Tensor, " P"]:
         """The diagonal entries."""
-        return self.blocks.diagonal(dim1=1, dim2=2).flatten()
+        return self.blocks.diagonal(dim1=1, dim2=2).reshape(-1).clone()
 
     def eigvalsh(self) -> Float[Tensor, " P"]:
         """The blocks' eigenvalues together, ascending."""
@@ -97,7 +96,7 @@ class UnitWise(StructuredMatrix):
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
-        parts = [torch.linalg.eigh(symmetrize(blocks)) for blocks in self.blocks.split(self._step)]
+        parts = [torch.linalg.eigh(blocks) for blocks in self.blocks.split(self._step)]
         values, vectors = (torch.cat(part) for part in zip(*parts, strict=True))
         return clamp_each(values), vectors
 
@@ -105,7 +104,7 @@ class UnitWise(StructuredMatrix):
     def _eigenvalues(self) -> Tensor:
         if "_eigen" in self.__dict__:
             return self._eigen[0]
-        return clamp_each(torch.cat([torch.linalg.eigvalsh(symmetrize(part)) for part in self.blocks.split(self._step)]))
+        return clamp_each(torch.cat([torch.linalg.eigvalsh(part) for part in self.blocks.split(self._step)]))
 
 
 def batched_cholesky(blocks: Float[Tensor, "m n n"], damping: float) -> Float[Tensor, "m n n"]:

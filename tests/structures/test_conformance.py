@@ -17,14 +17,18 @@ import torch
 from natgrad_lab.errors import NotPositiveDefiniteError
 from natgrad_lab.structures import (
     BlockDiagonal,
+    BlockTridiagonalInverse,
     Dense,
     DenseRows,
     Diagonal,
     EigenKronecker,
     Gram,
+    Inverse,
     KhatriRaoRows,
     Kronecker,
     LowRank,
+    QuasiDiagonal,
+    UnitWise,
     from_state,
 )
 
@@ -88,6 +92,52 @@ def gram(*cases):
     return lambda t: Gram(tuple(build(t) for build, _ in cases)), R.T @ R
 
 
+def unit_wise(*units):
+    _, twin = blocks(*map(dense, units))
+    return lambda t: UnitWise(t(np.stack(units))), twin
+
+
+def quasi_diagonal(weights, cross, bias):
+    """The bias explains part of each weight: two weights covary by the product of what it explains of both."""
+    units = []
+    for w, c, b in zip(weights, cross, bias, strict=True):
+        slope = c / b if b > 0 else 0 * c
+        inside = np.diag(w - b * slope**2) + b * np.outer(slope, slope)
+        units.append(np.block([[inside, c[:, None]], [c[None], np.array([[b]])]]))
+    return lambda t: QuasiDiagonal(t(weights), t(cross), t(bias)), blocks(*map(dense, units))[1]
+
+
+def chain(G, A, G_cross, A_cross):
+    """A block beyond the neighbours is the nearer one, regressed on the layer between."""
+    L = len(G)
+    twin = {(i, i): np.kron(G[i], A[i]) for i in range(L)} | {(i, i + 1): np.kron(G_cross[i], A_cross[i]) for i in range(L - 1)}
+    for j in range(2, L):
+        for i in reversed(range(j - 1)):
+            twin[i, j] = twin[i, i + 1] @ np.linalg.pinv(twin[i + 1, i + 1], rcond=1e-10) @ twin[i + 1, j]
+    twin |= {(j, i): block.T for (i, j), block in twin.items()}
+    parts = [tuple(part) for part in (G, A, G_cross, A_cross)]
+    return (
+        lambda t: BlockTridiagonalInverse(*(tuple(map(t, part)) for part in parts)),
+        np.block([[twin[i, j] for j in range(L)] for i in range(L)]),
+    )
+
+
+def moments(r, *samples):
+    """Of samples (N, n) on a grid of eighths, so that their products are exact in any dtype: within and between neighbours."""
+    samples = [np.round(8 * s) / 8 for s in samples]
+    return [r(s.T @ s) for s in samples], [r(s.T @ t) for s, t in zip(samples, samples[1:], strict=False)]
+
+
+def chain_of(r, score_samples, input_samples):
+    (G, G_cross), (A, A_cross) = moments(r, *score_samples), moments(r, *input_samples)
+    return chain(G, A, G_cross, A_cross)
+
+
+def inverse(case):
+    build, twin = case
+    return lambda t: Inverse(build(t)), np.linalg.inv(twin)
+
+
 TABLE = {  # r rounds to the dtype under test
     "dense": lambda r: dense(r(psd(1, 2, 3, 4, 5))),
     "dense 1x1": lambda r: dense(r(np.array([[2.5]]))),
@@ -114,6 +164,38 @@ TABLE = {  # r rounds to the dtype under test
     "one block": lambda r: blocks(kronecker(r(psd(1, 2)), r(psd(1, 3)))),
     "blocks, one singular": lambda r: blocks(dense(r(psd(0, 1))), dense(r(psd(1, 2, 3)))),
     "nested blocks": lambda r: blocks(blocks(dense(r(psd(1, 2))), diagonal(r(np.ones(1)))), dense(r(psd(3, 1)))),
+    "unit-wise": lambda r: unit_wise(r(psd(1, 2, 3)), r(psd(0.5, 1, 4))),
+    "unit-wise 1x1": lambda r: unit_wise(r(np.array([[2.0]])), r(np.array([[0.5]]))),
+    "unit-wise, one unit": lambda r: unit_wise(r(psd(3, 1, 2))),
+    "unit-wise, one singular": lambda r: unit_wise(r(psd(0, 1, 2)), r(psd(1, 1, 4))),
+    "unit-wise, one zero": lambda r: unit_wise(np.zeros((2, 2)), r(psd(1, 4))),
+    "quasi-diagonal": lambda r: quasi_diagonal(
+        r(np.array([[2.0, 3], [1, 4]])), r(np.array([[1.0, -1], [0.5, 0]])), r(np.array([1.0, 2]))
+    ),
+    "quasi-diagonal, large inputs": lambda r: quasi_diagonal(
+        r(np.array([[3e3, 0.5]])), r(np.array([[50.0, -0.1]])), r(np.array([1.0]))
+    ),
+    "quasi-diagonal, one input": lambda r: quasi_diagonal(r(np.array([[2.0]])), r(np.array([[-1.25]])), r(np.array([1.0]))),
+    "quasi-diagonal, a dead unit": lambda r: quasi_diagonal(
+        r(np.array([[0.0, 0], [1, 4]])), r(np.array([[0.0, 0], [0.5, 1]])), r(np.array([0.0, 2]))
+    ),
+    "quasi-diagonal, constant inputs": lambda r: quasi_diagonal(
+        r(np.array([[4.0, 4]])), r(np.array([[2.0, 2]])), r(np.array([1.0]))
+    ),
+    "chain of three": lambda r: chain_of(
+        r, (normal(9, 2), normal(9, 3), normal(9, 2)), (normal(8, 3), normal(8, 2), normal(8, 2))
+    ),
+    "chain of two": lambda r: chain_of(r, (normal(7, 2), normal(7, 3)), (normal(6, 2), normal(6, 2))),
+    "chain of one": lambda r: chain_of(r, (normal(7, 2),), (normal(6, 3),)),
+    "chain of four, one wide each": lambda r: chain_of(r, normal(6, 4).T[:, :, None], normal(5, 4).T[:, :, None] + 1),
+    "chain, rank-deficient in the middle": lambda r: chain_of(
+        r, (normal(9, 2), normal(9, 1) * np.ones(2), normal(9, 2)), (normal(8, 3), normal(8, 2), normal(8, 2))
+    ),
+    "chain, a layer determined by the next": lambda r: chain_of(
+        r, (normal(9, 2), normal(9, 2)[:, ::-1]), (normal(8, 2), normal(8, 2)[:, ::-1])
+    ),
+    "inverse of a kronecker": lambda r: inverse(kronecker(r(psd(1, 2, 3)), r(psd(0.5, 4)))),
+    "inverse of a chain": lambda r: inverse(chain_of(r, (normal(9, 2), normal(9, 2)), (normal(8, 3), normal(8, 2)))),
     "gram rows < P": lambda r: gram(khatri_rao(r(normal(3, 4)), r(normal(2, 3, 2)))),
     "gram rows > P": lambda r: gram(khatri_rao(r(normal(6, 2)), r(normal(3, 6, 2)))),
     "gram rows = P": lambda r: gram(khatri_rao(r(normal(2, 3)), r(normal(3, 2, 2)))),
