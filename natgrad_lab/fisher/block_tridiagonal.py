@@ -38,7 +38,7 @@ def block_tridiagonal_fisher(
     References: [MartensGrosse2015] sec. 4.3, appendix B.
     """
     each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return averaged(block_tridiagonal_from_scores, len(inputs), each)
+    return averaged(block_tridiagonal_from_scores, each)
 
 
 def block_tridiagonal_from_scores(scores: ScorePass) -> BlockTridiagonalInverse:

@@ -73,7 +73,7 @@ def one_sided_from_scores(scores: ScorePass, kept: str = "right", scale: str = "
 
 def _one_sided(kept: str, scale: str, choices: tuple) -> BlockDiagonal:
     known(scale, SCALES, "scale")
-    return averaged(lambda scores: one_sided_from_scores(scores, kept, scale), len(choices[2]), passes(*choices))
+    return averaged(lambda scores: one_sided_from_scores(scores, kept, scale), passes(*choices))
 
 
 @singledispatch

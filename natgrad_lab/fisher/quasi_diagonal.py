@@ -37,7 +37,7 @@ def quasi_diagonal_fisher(
     References: [Ollivier2015]; [MarceauCaron2016].
     """
     each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return averaged(quasi_diagonal_from_scores, len(inputs), each)
+    return averaged(quasi_diagonal_from_scores, each)
 
 
 def quasi_diagonal_from_scores(scores: ScorePass) -> BlockDiagonal:

@@ -40,7 +40,7 @@ def unit_wise_fisher(
     References: [Ollivier2015].
     """
     each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return averaged(unit_wise_from_scores, len(inputs), each)
+    return averaged(unit_wise_from_scores, each)
 
 
 def unit_wise_from_scores(scores: ScorePass) -> BlockDiagonal:
