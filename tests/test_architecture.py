@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "natgrad_lab"
 
 # Top to bottom: a room may import those above it.
 ROOMS = [
-    "environment", "errors", "names", "shapes", "linalg", "structures", "distributed", "likelihoods", "models",
-    "datasets", "parameters", "derivatives", "fisher", "deep_linear", "optimizers", "metrics", "validation",
+    "environment", "errors", "names", "shapes", "progress", "linalg", "structures", "distributed", "likelihoods", "models",
+    "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear", "optimizers", "metrics", "validation",
     "experiments", "plots", "comparison", "widgets", "notebooks", "jupyter", "suite", "bench", "doctor", "cli", "bootstrap",
     "__main__",
 ]  # fmt: skip
@@ -23,6 +23,7 @@ OUTSIDE = {  # room or file -> what else it may import; rooms not named here may
     "bootstrap": set(),
     "__main__": set(),
     "shapes": {"torch", "jaxtyping"},
+    "progress": {"rich"},
     "widgets/controller.py": set(),
     "widgets/registry.py": set(),
     "widgets/history.py": set(),

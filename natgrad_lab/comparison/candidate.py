@@ -41,7 +41,7 @@ class Candidate:
     Attributes:
         own: made in the model's own dtype, as it would be used: times, memory and numerical health are its.
         wide: made in float64, so that rounding is not mistaken for an assumption: quality is judged on this.
-        work: what making `own` took.
+        work: what making `own` took. seconds_next: of a direction at another damping, once known.
     """
 
     approximation: Approximation
@@ -49,6 +49,7 @@ class Candidate:
     own: Made
     wide: Made
     work: Work
+    seconds_next: float = 0.0
 
     @property
     def matrix(self) -> StructuredMatrix | None:
@@ -116,6 +117,7 @@ def cost_numbers(numbers: Numbers, candidate: Candidate, damping: Real) -> tuple
         "most_negative": max(first.most_negative, work.most_negative),
     }
     if narrow is not None:
+        candidate.seconds_next = again.seconds
         numbers.values |= {"seconds_solve": work.seconds, "seconds_next": again.seconds}
     if own.structure is None:
         numbers.refuse("given as a direction, not as a matrix", "memory_numbers", "residual")

@@ -20,6 +20,7 @@ from natgrad_lab.metrics import condition_number
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import (
     BlockDiagonal,
+    BlockTridiagonalInverse,
     Dense,
     Diagonal,
     EigenKronecker,
@@ -29,6 +30,7 @@ from natgrad_lab.structures import (
 )
 
 LARGEST_SPECTRUM = 600  # parameters up to which all eigenvalues are computed
+SLOW = 2.0  # seconds of a solve above which condition numbers are not computed
 _CANCELLATION = 1e-7  # of ‖F‖² - 2⟨F, M⟩ + ‖M‖², after the root
 _CONDITION = ("condition", "condition_mean", "laplace_kl", "affine_distance", "condition_nonzero")
 
@@ -87,6 +89,8 @@ class Pair:
             return Pair(exact, Dense(block), block)
         if isinstance(whole, BlockDiagonal) and [block.dim for block in whole.blocks] == sizes:
             return Pair(exact, whole.blocks[index])
+        if isinstance(whole, BlockTridiagonalInverse):
+            return Pair(exact, whole.kronecker_blocks[index])
         if isinstance(whole, Diagonal):
             return Pair(exact, Diagonal(whole.values[where]))
         return Pair(exact, Restricted(whole, where))
@@ -162,6 +166,9 @@ def condition_numbers(numbers: Numbers, pair: Pair, damping: Real) -> None:
         numbers.attempt(lambda: _from_spectrum(pair, damping), *_CONDITION)
         return
     numbers.refuse(f"needs all eigenvalues: computed up to {LARGEST_SPECTRUM} parameters", *_CONDITION[3:])
+    if not pair.is_dense and (numbers.values.get("seconds_next") or 0) > SLOW:
+        numbers.refuse(f"needs hundreds of solves, and one takes {numbers.values['seconds_next']:.0f} s", *_CONDITION[:3])
+        return
     measure = _from_factors if pair.is_dense else _from_products
     numbers.attempt(lambda: measure(numbers, pair, damping), *_CONDITION[:3])
 

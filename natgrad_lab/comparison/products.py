@@ -5,6 +5,8 @@
 Rows of product form (r = s ⊗ a) meet Kronecker products factor by factor; all else goes through chunks of formed rows.
 """
 
+import time
+from collections.abc import Iterator
 from functools import singledispatch
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import (
     BlockDiagonal,
+    BlockTridiagonalInverse,
     Dense,
     Diagonal,
     EigenKronecker,
@@ -19,13 +22,16 @@ from natgrad_lab.structures import (
     KhatriRaoRows,
     Kronecker,
     LowRank,
+    QuasiDiagonal,
     RowBlock,
     SharedRows,
     StructuredMatrix,
+    UnitWise,
 )
 
 LARGEST_DENSE = 4096  # parameters up to which a whole matrix may be formed: 128 MiB in float64
 _CHUNK = 2**24  # numbers of R formed at a time
+_PATIENCE = 120.0  # seconds that an inner product may take
 
 
 class NotAvailableError(Exception):
@@ -48,6 +54,12 @@ def inner(rows: tuple[RowBlock, ...], matrix: StructuredMatrix) -> float:
         return float(torch.cat([block.diagonal() for block in rows]) @ matrix.values.to(rows[0].dtype))
     if isinstance(matrix, BlockDiagonal) and [b.dim for b in matrix.blocks] == [b.shape[1] for b in rows]:
         return sum(inner((block,), part) for block, part in zip(rows, matrix.blocks, strict=True))
+    if isinstance(matrix, LowRank):
+        squares = Gram(rows).rows_matmul(matrix.basis.to(rows[0].dtype)).square().sum(0)
+        whole = sum(float(block.diagonal().sum()) for block in rows)
+        return float(squares @ (matrix.eigenvalues - matrix.rest).to(squares)) + float(matrix.rest) * whole
+    if isinstance(matrix, BlockTridiagonalInverse) and all(isinstance(block, KhatriRaoRows) for block in rows):
+        return sum(_between(rows[i], rows[j], left, right) for i, j, left, right in chain_blocks(matrix))
     if len(rows) == 1 and (quick := _INNER.get((type(rows[0]), type(matrix)))):
         return quick(rows[0], matrix)
     if isinstance(matrix, Gram) and matrix.num_rows < rows[0].shape[0]:
@@ -57,18 +69,36 @@ def inner(rows: tuple[RowBlock, ...], matrix: StructuredMatrix) -> float:
     return sum(float((matrix.matmul(part.mT.to(matrix.dtype)) * part.mT).sum()) for part in _formed_rows(rows))
 
 
-def _formed_rows(rows: tuple[RowBlock, ...]):
-    """The rows of R, a chunk at a time."""
-    step = max(1, _CHUNK // sum(block.shape[1] for block in rows))
-    for start in range(0, rows[0].shape[0], step):
+def _formed_rows(rows: tuple[RowBlock, ...]) -> Iterator[Tensor]:
+    """The rows of R, a chunk at a time; given up if what was done so far shows that it would take too long."""
+    count, step = rows[0].shape[0], max(1, _CHUNK // sum(block.shape[1] for block in rows))
+    started = time.monotonic()
+    for start in range(0, count, step):
+        expected = (time.monotonic() - started) * count / max(start, 1)
+        if start and expected > _PATIENCE:
+            raise NotAvailableError(f"would take about {expected:,.0f} s; given up above {_PATIENCE:.0f} s")
         yield torch.cat([block.rows(start, start + step) for block in rows], dim=1)
+
+
+def chain_blocks(matrix: BlockTridiagonalInverse) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """(i, j, left, right): every block of the chain's matrix is one Kronecker product."""
+    for j, (left, right) in enumerate(zip(matrix.left, matrix.right, strict=True)):
+        yield j, j, left, right
+        for i in reversed(range(j)):
+            left, right = (psi @ factor for psi, factor in zip(matrix._regressions[i], (left, right), strict=True))
+            yield i, j, left, right
+            yield j, i, left.mT, right.mT
+
+
+def _between(one: KhatriRaoRows, two: KhatriRaoRows, left: Tensor, right: Tensor) -> float:
+    """Σ_kn (s_iᵀ left s_j)(a_iᵀ right a_j)."""
+    per_score = ((one.scores @ left.to(one.dtype)) * two.scores).sum((0, 2))  # (N,)
+    return float(per_score @ ((one.inputs @ right.to(one.dtype)) * two.inputs).sum(1))
 
 
 def _khatri_rao_kronecker(rows: KhatriRaoRows, matrix: Kronecker) -> float:
     """Σ_kn (sᵀ G s)(aᵀ A a)."""
-    left, right = matrix.left.to(rows.dtype), matrix.right.to(rows.dtype)
-    per_score = ((rows.scores @ left) * rows.scores).sum((0, 2))  # (N,)
-    return float(per_score @ ((rows.inputs @ right) * rows.inputs).sum(1))
+    return _between(rows, rows, matrix.left, matrix.right)
 
 
 def _khatri_rao_eigen(rows: KhatriRaoRows, matrix: EigenKronecker) -> float:
@@ -78,9 +108,32 @@ def _khatri_rao_eigen(rows: KhatriRaoRows, matrix: EigenKronecker) -> float:
     return float((squares * matrix.eigenvalues).sum())
 
 
+def _khatri_rao_units(rows: KhatriRaoRows, matrix: UnitWise) -> float:
+    """Σ_c Σ_n (Σ_k s_knc²) aᵀ M_c a, unit by unit."""
+    weights = rows.scores.square().sum(0)  # (N, C)
+    pairs = zip(weights.unbind(1), matrix.blocks.unbind(0), strict=True)
+    return sum(float(weight @ ((rows.inputs @ block.to(rows.dtype)) * rows.inputs).sum(1)) for weight, block in pairs)
+
+
+def _khatri_rao_quasi(rows: KhatriRaoRows, matrix: QuasiDiagonal) -> float:
+    """Σ_c Σ_n (Σ_k s_knc²) (aᵀ diag(rest) a + (vᵀa)²), the unit being diag(rest) + v vᵀ."""
+    weights, (v, rest) = rows.scores.square().sum(0), _rank_one(matrix)
+    along = (rows.inputs @ v.mT.to(rows.dtype)).square()  # (N, C)
+    return float((weights * along).sum() + ((weights.mT @ rows.inputs.square())[:, :-1] * rest).sum())
+
+
+def _rank_one(matrix: QuasiDiagonal) -> tuple[Float[Tensor, "m a"], Float[Tensor, "m n"]]:
+    """Each unit as v vᵀ + diag(rest, 0), v = [cross / √bias, √bias]."""
+    root = matrix.bias.sqrt()[:, None]
+    beside = torch.where(root > 0, matrix.cross / root.where(root > 0, torch.ones_like(root)), 0)
+    return torch.cat([beside, root], 1), matrix.weights - beside.square()
+
+
 _INNER = {
     (KhatriRaoRows, Kronecker): _khatri_rao_kronecker,
     (KhatriRaoRows, EigenKronecker): _khatri_rao_eigen,
+    (KhatriRaoRows, UnitWise): _khatri_rao_units,
+    (KhatriRaoRows, QuasiDiagonal): _khatri_rao_quasi,
 }
 
 
@@ -114,6 +167,24 @@ def _(matrix: EigenKronecker) -> float:
 def _(matrix: LowRank) -> float:
     rest = matrix.basis.shape[0] - matrix.basis.shape[1]
     return float(matrix.eigenvalues.double().square().sum() + rest * matrix.rest.double().square())
+
+
+@norm_squared.register
+def _(matrix: UnitWise) -> float:
+    return float(matrix.blocks.double().square().sum())
+
+
+@norm_squared.register
+def _(matrix: QuasiDiagonal) -> float:
+    v, rest = (part.double() for part in _rank_one(matrix))  # ‖v vᵀ + diag(r)‖² = |v|⁴ + 2 rᵀv² + |r|²
+    lengths = v.square().sum(1).square().sum()
+    return float(lengths + 2 * (rest * v[:, :-1].square()).sum() + rest.square().sum())
+
+
+@norm_squared.register
+def _(matrix: BlockTridiagonalInverse) -> float:
+    factors = ((left.double(), right.double()) for _, _, left, right in chain_blocks(matrix))
+    return sum(float(left.square().sum() * right.square().sum()) for left, right in factors)
 
 
 @norm_squared.register

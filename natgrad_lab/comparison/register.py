@@ -18,7 +18,15 @@ from natgrad_lab.comparison.batch import Batch
 from natgrad_lab.comparison.products import NotAvailableError
 from natgrad_lab.names import known
 from natgrad_lab.shapes import Tensor
-from natgrad_lab.structures import BlockDiagonal, Diagonal, Gram, Kronecker, StructuredMatrix, factored_tikhonov
+from natgrad_lab.structures import (
+    BlockDiagonal,
+    Diagonal,
+    Gram,
+    Kronecker,
+    StructuredMatrix,
+    factored_tikhonov,
+    tridiagonal_tikhonov,
+)
 
 EXACT_ROUTES = ("dense", "gram", "implicit", "tiled")  # the exact Fisher under other names: no approximation of it
 Source = Callable | StructuredMatrix
@@ -183,8 +191,20 @@ def _of_type(name: str, fisher_type: str) -> Callable[[Batch], StructuredMatrix]
     return make
 
 
+def _krylov(batch: Batch) -> StructuredMatrix:
+    """The Krylov space of the gradient: conjugate gradients, stopped early."""
+    return fisher.krylov_fisher(batch.model, batch.likelihood, batch.inputs, "exact", batch.targets)
+
+
+def _tridiagonal_factored(batch: Batch) -> Callable[[Tensor, float], Tensor]:
+    """Block-tridiagonal K-FAC with its own damping, which keeps the chain."""
+    chain = fisher.block_tridiagonal_fisher(batch.model, batch.likelihood, batch.inputs)
+    return lambda gradient, damping: tridiagonal_tikhonov(chain, damping).solve(gradient)
+
+
 LABELS = {  # name → (label, what it assumes), in the order of the ladder
     "block_tridiagonal": ("block-tridiagonal K-FAC", "Layers interact with neighbours only, through Kronecker products."),
+    "block_tridiagonal_factored": ("block-tridiagonal, factored damping", "The same with K-FAC's own damping of the factors."),
     "block_diagonal": ("exact block-diagonal", "Layers do not interact; each layer's block is exact."),
     "unit_wise": ("unit-wise", "Units do not interact; each unit's block is exact."),
     "best_kronecker": ("best Kronecker (Van Loan)", "Each layer's block is one Kronecker product, the nearest there is."),
@@ -192,9 +212,10 @@ LABELS = {  # name → (label, what it assumes), in the order of the ladder
     "kfac": ("K-FAC", "Layer inputs and output scores are independent, layer by layer."),
     "kfac_factored": ("K-FAC, factored damping", "K-FAC with its own damping of the factors (π) instead of λI."),
     "kfac_reduce": ("K-FAC, reduce", "K-FAC with inputs averaged and scores summed over shared positions."),
-    "one_sided_input": ("one-sided (A ⊗ I)", "Scores are white: only the layers' inputs are whitened, as PRONG does."),
-    "low_rank": ("low rank plus damping", "A few leading directions; the rest is flat."),
-    "krylov": ("conjugate gradients, k steps", "The exact system, solved by a few steps."),
+    "one_sided_input": ("one-sided, inputs (A)", "Scores are white: only the layers' inputs are whitened, as PRONG does."),
+    "one_sided_score": ("one-sided, scores (G)", "The layers' inputs are white: only the scores are whitened."),
+    "low_rank": ("low rank, 32 directions", "The leading eigenvectors of the exact Fisher; the rest is flat."),
+    "krylov": ("conjugate gradients, 10 steps", "The exact system, solved by ten products with the exact Fisher."),
     "quasi_diagonal": ("quasi-diagonal", "Each weight interacts with its unit's bias only."),
     "diagonal": ("diagonal", "Parameters do not interact."),
     "identity": ("identity (gradient descent)", "The Fisher is a multiple of I: the step is along the gradient."),
@@ -207,7 +228,9 @@ OWN = {
     name: Approximation(name, source, *LABELS[name], "batch")
     for name, source in {
         "block_diagonal": _layer_grams,
+        "block_tridiagonal_factored": _tridiagonal_factored,
         "kfac_factored": _kfac_factored,
+        "krylov": _krylov,
         "identity": _mean_identity,
         "monte_carlo": _of_type("gram", "monte_carlo"),
         "kfac_monte_carlo": _of_type("kfac", "monte_carlo"),

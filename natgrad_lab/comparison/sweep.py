@@ -22,6 +22,7 @@ from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import BlockDiagonal, Diagonal, EigenKronecker, Gram, Kronecker, StructuredMatrix
 from natgrad_lab.structures.eigen_kronecker import two_sided
 
+LONGEST = 120.0  # seconds of one approximation's sweep above which it is left out
 SWEPT = ("efficiency", "cosine", "norm_ratio", "best_step", "predicted_decrease", "achieved_decrease", "kl")
 
 
@@ -46,8 +47,10 @@ class Sweep:
 def sweep(problem: Problem, candidates: Sequence[Candidate], dampings: Sequence[float]) -> Sweep:
     """Directions of every candidate at every damping, judged by the exact Fisher at the same damping.
 
+    One that would take longer than `LONGEST` by itself is left out.
     Cost: one factorization of the exact system for each damping; none for approximations that keep eigendecompositions.
     """
+    candidates = [each for each in candidates if each.seconds_next * len(dampings) <= LONGEST]
     curves = {each.approximation.name: {name: [] for name in SWEPT} for each in candidates}
     residuals = []
     for damping in track(list(dampings), "damping sweep"):

@@ -25,6 +25,7 @@ DAMPING = 0.05
 NAMES = ["block_diagonal", "kfac", "diagonal", "identity", "empirical"]
 ROUTES = {"spectrum": (600, 4096), "factors": (0, 4096), "products": (0, 0)}  # LARGEST_SPECTRUM, LARGEST_DENSE
 NEED_THE_INVERSE = {"condition_mean", "laplace_kl", "block_frobenius_error"}
+BY_EVERY_ROUTE = NEED_THE_INVERSE | {"frobenius_error", "spectral_error", "condition"}
 ONLY_FROM_SPECTRUM = {"affine_distance", "condition_nonzero"}
 PROBLEMS = {
     "categorical": lambda: random_case((4, 5, 3), num_examples=7, likelihood="categorical"),
@@ -122,6 +123,30 @@ def test_every_number_is_the_dense_one(problem, route, monkeypatch):
                 continue
             # products: ‖F‖² - 2⟨F, M⟩ + ‖M‖² cancels to 1e-7; Lanczos stops at a residual of 1e-5, squared in the value
             assert math.isclose(given, value, rel_tol=2e-6, abs_tol=3e-7), (name, metric)
+
+
+@pytest.mark.parametrize("route", ["factors", "products"])
+def test_every_approximation_has_the_same_numbers_by_every_route(route, monkeypatch):
+    case = random_case((4, 4, 3), num_examples=7)
+
+    def report():
+        return comparison.compare(*case.data, case.targets, DAMPING)
+
+    whole = report()
+    assert whole.failures == {}
+    monkeypatch.setattr(matrices, "LARGEST_SPECTRUM", ROUTES[route][0])
+    for module in (matrices, exact, products):
+        monkeypatch.setattr(module, "LARGEST_DENSE", ROUTES[route][1])
+    other = report()
+    for one, two in zip(whole.totals, other.totals, strict=True):
+        for metric in BY_EVERY_ROUTE:
+            values = getattr(one, metric), getattr(two, metric)
+            if None not in values:
+                assert math.isclose(*values, rel_tol=1e-5, abs_tol=3e-7), (one.approximation, metric)
+            elif values[0] is not None:
+                assert route == "products" and two.not_available[metric], (one.approximation, metric)
+        frobenius = two.frobenius_error is None
+        assert frobenius == (two.memory_numbers is None), two.approximation  # every matrix has it at every size
 
 
 @pytest.mark.parametrize("route, spectrum", [("factors", 0), ("products", 0), ("products", 600)])

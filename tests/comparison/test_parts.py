@@ -19,7 +19,9 @@ from natgrad_lab.structures import (
     KhatriRaoRows,
     Kronecker,
     LowRank,
+    QuasiDiagonal,
     SharedRows,
+    UnitWise,
 )
 
 
@@ -87,10 +89,31 @@ def test_inner_products_are_the_dense_ones(kind, generator):
         LowRank(torch.linalg.qr(torch.randn(6, 2, generator=generator)).Q, torch.tensor([3.0, 2.0]), torch.tensor(0.5)),
         BlockDiagonal((Kronecker(psd(2, generator), psd(3, generator)),)),
         Gram((others,)),
+        UnitWise(torch.stack([psd(3, generator), psd(3, generator)])),
+        QuasiDiagonal(torch.rand(2, 2, generator=generator) + 1, torch.rand(2, 2, generator=generator), torch.ones(2)),
     ):
         dense = matrix.to_dense()
         assert math.isclose(products.inner((rows,), matrix), float((F * dense).sum()), rel_tol=1e-12), matrix
         assert math.isclose(products.norm_squared(matrix), float(dense.square().sum()), rel_tol=1e-12), matrix
+
+
+def test_the_inner_product_with_a_chain_is_the_dense_one():
+    case = random_case((3, 4, 3, 2), num_examples=7)
+    chain, F = fisher.block_tridiagonal_fisher(*case.data), fisher.gram_fisher(*case.data)
+    dense = chain.to_dense()
+    assert math.isclose(products.inner(F.blocks, chain), float((F.to_dense() * dense).sum()), rel_tol=1e-12)
+    assert math.isclose(products.norm_squared(chain), float(dense.square().sum()), rel_tol=1e-12)
+
+
+def test_an_inner_product_that_takes_too_long_is_given_up(monkeypatch, generator):
+    class Slow(Dense):
+        """A structure no rule knows."""
+
+    monkeypatch.setattr(products, "_PATIENCE", 0.0)
+    monkeypatch.setattr(products, "_CHUNK", 6)
+    rows = KhatriRaoRows(torch.randn(4, 3, generator=generator), torch.randn(2, 4, 2, generator=generator))
+    with pytest.raises(products.NotAvailableError, match="would take about .* s; given up above 0 s"):
+        products.inner((rows,), Slow(psd(6, generator)))
 
 
 def test_a_norm_that_needs_a_matrix_too_large_is_refused(monkeypatch, generator):

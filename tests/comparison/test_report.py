@@ -210,12 +210,9 @@ def run(*arguments):
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(command.compare)
     try:
-        app(args=[str(each) for each in arguments], standalone_mode=False)
-    except typer.Exit as done:
-        return done.exit_code, ""
+        return app(args=[str(each) for each in arguments], standalone_mode=False) or 0, ""
     except (ValueError, TypeError) as error:
         return 2, str(error)
-    return 0, ""
 
 
 @pytest.fixture
