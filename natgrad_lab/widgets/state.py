@@ -52,7 +52,7 @@ def probe_fisher(model: nn.Module, likelihood: Likelihood, inputs: Tensor, *, ou
     scores = score_pass(double, likelihood, inputs.double(), verify=False)
     eigenvalues = gram_from_scores(scores).eigvalsh().flip(0)
     rows = [layer.rows.map(lambda tensor: tensor.float()) for layer in scores.layers]
-    return ProbeFisher(layout, contract(rows, out), eigenvalues)
+    return ProbeFisher(layout, contract(rows, scores.num_examples, out), eigenvalues)
 
 
 def compute(state: dict[str, Any]) -> dict[str, Any]:
