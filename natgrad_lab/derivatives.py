@@ -238,12 +238,17 @@ def refuse_inputs(layout: ParameterLayout, inputs: Tensor) -> None:
 
 
 def refuse_modes(model: nn.Module) -> None:
-    """Raise for layers whose output depends on the rest of the batch, or on chance."""
+    """Raise for layers whose output depends on the rest of the batch or on chance, or whose gradient is not their output's."""
     for name, module in model.named_modules():
         if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
             raise UnsupportedLayerError(
                 f"layer {name!r} ({type(module).__name__}) normalizes with the statistics of the batch (train mode), so "
                 "examples have no gradient of their own. Call model.eval() first."
+            )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and (module.max_norm is not None or module.scale_grad_by_freq):
+            raise UnsupportedLayerError(
+                f"layer {name!r} ({type(module).__name__}) renormalizes its weights in forward (max_norm) or scales gradients "
+                "by frequency (scale_grad_by_freq): its gradient is not that of its output. Switch both off."
             )
         chance = module.p if isinstance(module, _DROPOUTS) else getattr(module, "dropout", 0.0)
         if isinstance(module, (_DROPOUTS, nn.RNNBase, nn.MultiheadAttention)) and module.training and chance > 0:

@@ -42,7 +42,8 @@ def passes(
     for start in track(range(0, num_examples, chunk), f"passes over {num_examples:,} examples"):
         part = slice(start, start + chunk)
         part_targets = targets if targets is None else targets[part]
-        yield score_pass(model, likelihood, inputs[part], fisher_type, part_targets, num_samples, generator, verify=start == 0)
+        verify = start == 0 or start + chunk > num_examples  # what a layer's input means may hang on how many examples there are
+        yield score_pass(model, likelihood, inputs[part], fisher_type, part_targets, num_samples, generator, verify=verify)
 
 
 def averaged(from_scores: Callable[[ScorePass], StructuredMatrix], each: Iterator[ScorePass]) -> StructuredMatrix:

@@ -1,8 +1,10 @@
 """Rows of layers without a rule: per-example gradients of the whole model, exact for anything that treats examples alone.
 
-The first choice is `torch.func`: one vectorized reverse pass for a chunk of examples. Where that cannot go (a fused
-recurrent call, control flow on values, an in-place operation), one example at a time.
+The first choice is `torch.func`: one vectorized reverse pass for a chunk of examples, checked against a plain one. Where that
+cannot go or goes wrong (a fused recurrent call, control flow on values, an in-place operation), one example at a time.
 """
+
+import warnings
 
 import torch
 from torch import nn
@@ -29,11 +31,16 @@ def generic_rows(model: nn.Module, layers: tuple[Layer, ...], inputs: Tensor, ve
     size = vectors.shape[0] * sum(p.numel() for p in parameters.values())
     chunk = max(1, _CHUNK // size)
     try:
-        pieces = [
-            _vectorized(model, parameters, inputs[start : start + chunk], vectors[:, start : start + chunk])
-            for start in range(0, len(inputs), chunk)
-        ]
-    except (RuntimeError, NotImplementedError, ValueError):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "There is a performance drop")  # an operation that vmap would loop over
+            pieces = [
+                _vectorized(model, parameters, inputs[start : start + chunk], vectors[:, start : start + chunk])
+                for start in range(0, len(inputs), chunk)
+            ]
+        right = _agree(model, names, inputs, vectors, pieces)
+    except (RuntimeError, NotImplementedError, ValueError, UserWarning):
+        right = False
+    if not right:
         pieces = [_one_example(model, names, inputs[n : n + 1], vectors[:, n : n + 1]) for n in range(len(inputs))]
     gradients = {name: torch.cat([piece[name] for piece in pieces], dim=1) for name in names}  # (K, N, ...)
     return {layer.name: _layer_rows(layer, gradients) for layer in layers}
@@ -48,6 +55,23 @@ def _vectorized(model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor,
         return vmap(lambda u: pull(u)[0])(v)
 
     return vmap(gradients_of_one, in_dims=(0, 1), out_dims=1)(inputs, vectors)
+
+
+def _agree(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tensor, pieces: list[dict[str, Tensor]]) -> bool:
+    """Whether a random combination of the rows is PyTorch's own gradient of it: a few operations' batching rules are wrong."""
+    generator = torch.Generator(device=vectors.device).manual_seed(0)
+    weights = torch.randn(vectors.shape[:2], generator=generator, dtype=vectors.dtype, device=vectors.device)
+    combined = torch.einsum("kn,kn...->n...", weights, vectors)
+    bound = torch.finfo(vectors.dtype).eps ** 0.5
+    for name, expected in _one_example(model, names, inputs, combined.unsqueeze(0)).items():
+        rows = torch.cat([piece[name] for piece in pieces], dim=1)
+        if rows.shape != (*vectors.shape[:2], *expected.shape[2:]):
+            return False
+        found = torch.einsum("kn,kn...->...", weights, rows)
+        # relative to what the sum is made of, which may cancel
+        if float((found - expected[0, 0]).abs().max()) > bound * float(rows.abs().max()) * rows.shape[0] * rows.shape[1]:
+            return False
+    return True
 
 
 def _one_example(model: nn.Module, names: list[str], inputs: Tensor, vectors: Tensor) -> dict[str, Tensor]:

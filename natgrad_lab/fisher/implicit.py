@@ -87,12 +87,12 @@ def _product(
 ) -> Float[Tensor, " P"]:
     """Σ_n J_nᵀ Λ_n J_n v over one chunk, at the weights and buffers of `state`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tangents = {names[id(parameter)]: part.detach().clone() for parameter, part in layout.split(vector)}
 
     def outputs_of(p: dict[str, Tensor]) -> Tensor:
         return functional_call(model, state | p, (inputs,))
 
     with torch.inference_mode(False), torch.enable_grad(), quiet_attention():
+        tangents = {names[id(parameter)]: part.detach().clone() for parameter, part in layout.split(vector)}
         parameters = {name: state[name].detach().requires_grad_() for name in tangents}
         outputs = outputs_of(parameters)
         moved = _forward_derivative(outputs_of, outputs, parameters, tangents)

@@ -76,11 +76,6 @@ def extract_patches(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
 @row_block.register(nn.Embedding)
 def embedding_rows(module: nn.Embedding, layer: Layer, inputs: Tensor, scores: Tensor) -> RowBlock:
     """A Linear layer on one-hot inputs, which are never formed; padding_idx gets no gradient."""
-    if module.max_norm is not None or module.scale_grad_by_freq:
-        raise UnsupportedLayerError(
-            f"layer {layer.name!r} (Embedding) renormalizes its weights (max_norm) or scales gradients by frequency "
-            "(scale_grad_by_freq): its gradient is not that of its output. Make it a plain Embedding."
-        )
     index = inputs.reshape(inputs.shape[0], -1)
     if module.padding_idx is not None:
         index = index.masked_fill(index == module.padding_idx, -1)

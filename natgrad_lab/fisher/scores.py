@@ -127,7 +127,7 @@ def score_pass(
         loss_targets: with them the loss and its gradient come from the same pass.
         verify: also check that the weights are finite and that captured pairs reproduce PyTorch's own gradient (a weight
             used twice behind the layer's back would break it) and that examples do not influence each other; costs one
-            more backward pass and half a forward pass. Training loops verify their first step.
+            more backward pass and half a forward pass. Training loops verify the first step of every shape of inputs.
     Raises: as `forward_pass`; ValueError for targets outside the likelihood's domain or a misspelt fisher_type.
     """
     refuse_choice(likelihood, fisher_type, targets, num_samples)
@@ -222,7 +222,8 @@ def refuse_hidden_uses(passed: ForwardPass) -> None:
     for name, scores in ((name, each) for name, calls in pulled.items() for each in calls):
         across = torch.where(_like(half.flatten(1)[:, 0], scores[0]), scores[1], scores[0])
         if float(across.abs().max()) > bound * float(scores.abs().max()):
-            raise UnsupportedLayerError(_mixing(f" (layer {name!r} sees it)"))
+            where = f" (layer {name!r} sees it, or has its examples in another dimension than the first)"
+            raise UnsupportedLayerError(_mixing(where))
     both = {name: tuple(scores.sum(0, keepdim=True) for scores in calls) for name, calls in pulled.items()}
     captured = rows_of(passed, both)
     for layer in (layer for layer in passed.layout.layers if layer.name in captured):

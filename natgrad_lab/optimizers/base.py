@@ -60,6 +60,7 @@ class FlatOptimizer(Optimizer):
         super().__init__(trained_parameters(model, likelihood), defaults)
         self.model, self.likelihood, self.max_kl = model, likelihood, max_kl
         self.num_steps = 0
+        self._verified: set[torch.Size] = set()  # shapes of inputs for which a pass was checked
         device = self.param_groups[0]["params"][0].device
         self.generator = torch.Generator(device=device).manual_seed(seed)
 
@@ -95,12 +96,13 @@ class FlatOptimizer(Optimizer):
         try:
             scores = score_pass(
                 self.model, self.likelihood, inputs, self.fisher_type, fisher_targets, self.num_samples, self.generator,
-                loss_targets=targets, verify=self.num_steps == 0,
+                loss_targets=targets, verify=getattr(inputs, "shape", None) not in self._verified,
             )  # fmt: skip
         except NonFiniteError as error:
             if self.num_steps == 0:
                 raise
             return StepRecord(loss=NAN, status="diverged", message=str(error), **known)
+        self._verified.add(inputs.shape)
         gradient, loss = scores.gradient(), float(scores.loss)
         phases["pass"] = time.perf_counter() - started
         known |= {"loss": loss, "grad_norm": float(torch.linalg.vector_norm(gradient))}

@@ -42,7 +42,7 @@ def krylov_solve(
 def lanczos(matrix: StructuredMatrix, start: Float[Tensor, " P"], steps: int) -> LowRank:
     """V (VᵀM V) Vᵀ with V the basis of start, M start, ..., M^(steps-1) start; fewer if these become dependent.
 
-    A psd matrix below M: its eigenvalues interlace M's from below. Equal to M if the span holds M's range.
+    Its nonzero eigenvalues (Ritz values) interlace M's. Equal to M if the span holds M's range.
     Cost: `steps` products; steps · P numbers.
     """
     if not isinstance(steps, int) or steps < 1:
