@@ -50,7 +50,16 @@ function render({ model, el }) {
   let figure = null;
   let drawn = 0;
 
-  async function draw() {
+  let queue = Promise.resolve(); // one drawing at a time: plotly does not bear two
+  let closed = false;
+
+  function draw() {
+    const turn = queue.then(() => closed || drawNow());
+    queue = turn.catch(() => {});
+    return turn;
+  }
+
+  async function drawNow() {
     const style = getComputedStyle(root);
     const colour = style.color;
     const layout = { ...figure.layout, font: { ...figure.layout.font, color: colour }, autosize: true };
@@ -74,7 +83,7 @@ function render({ model, el }) {
     }
   };
 
-  const redraw = () => figure && plotly && root.clientWidth && draw();
+  const redraw = () => figure && plotly && root.clientWidth && draw().catch(() => {}); // the next frame shows the error
   const resized = new ResizeObserver(redraw);
   resized.observe(root);
   const themed = new MutationObserver(redraw);
@@ -84,7 +93,8 @@ function render({ model, el }) {
     resized.disconnect();
     themed.disconnect();
     flow.stop();
-    plotly?.purge(plot);
+    closed = true;
+    queue.then(() => plotly?.purge(plot));
   };
 }
 

@@ -41,6 +41,7 @@ function render({ model, el }) {
 
   flow.paint = (header, [buffer]) => {
     const table = tables[header.colours];
+    if (!table) return; // sent to an earlier view of a reloaded page; ours begins with the colours
     const source = new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
     const context = pixels.getContext("2d");
     if (!image || pixels.width !== header.columns || pixels.height !== header.rows) {

@@ -49,7 +49,9 @@ def probe_fisher(model: nn.Module, likelihood: Likelihood, inputs: Tensor, *, ou
             "requires_grad_(False)."
         )
     double = copy.deepcopy(model).double()
-    scores = score_pass(double, likelihood, inputs.double(), verify=False)
+    # the first look at a model (no buffer yet) also checks that what is captured is its whole gradient
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    scores = score_pass(double, likelihood, inputs, verify=out is None)
     eigenvalues = gram_from_scores(scores).eigvalsh().flip(0)
     rows = [layer.rows.map(lambda tensor: tensor.float()) for layer in scores.layers]
     return ProbeFisher(layout, contract(rows, scores.num_examples, out), eigenvalues)

@@ -217,7 +217,9 @@ def test_a_run_interrupted_inside_a_step_resumes_bit_for_bit(method, tmp_path, m
 
 KILLED = """
 import json, sys
+import torch
 from natgrad_lab.experiments import ExperimentConfig, run
+torch.set_num_threads(1)  # as the tests: another number of threads adds in another order
 jobs = [(ExperimentConfig.from_json(config), folder) for config, folder in json.load(sys.stdin)]
 runs = [run(config, folder=folder, resume=True, checkpoint_every=3) for config, folder in jobs]
 while True:

@@ -134,3 +134,20 @@ def test_scientific(value, text):
     from natgrad_lab.widgets.text import scientific
 
     assert scientific(value) == text
+
+
+def test_the_first_look_refuses_a_model_whose_weights_act_twice():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.tanh(self.layer(x)) @ self.layer.weight
+
+    from natgrad_lab.errors import UnsupportedLayerError
+    from natgrad_lab.likelihoods import Categorical
+    from natgrad_lab.widgets.state import probe_fisher
+
+    with pytest.raises(UnsupportedLayerError, match="tied weights"):
+        probe_fisher(Tied(), Categorical(), torch.rand(4, 3))
