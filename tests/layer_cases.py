@@ -227,7 +227,9 @@ GENERIC = {
     "ConvTranspose": lambda: pictures(nn.ConvTranspose2d(1, 2, 2, stride=2), shape=(1, 2, 2)),
     "Conv3d": lambda: pictures(nn.Conv3d(1, 2, 2), shape=(1, 2, 3, 2)),
     "own parameters": lambda: layer_case(nn.Sequential(nn.Linear(2, 2), Scale(), nn.Linear(2, 2)), (2,)),
-    "PReLU, whose batching rule is wrong": lambda: layer_case(nn.Sequential(nn.Linear(2, 3), nn.PReLU(3), nn.Linear(3, 2)), (2,), "gaussian"),
+    "PReLU, whose batching rule is wrong": lambda: layer_case(
+        nn.Sequential(nn.Linear(2, 3), nn.PReLU(3), nn.Linear(3, 2)), (2,), "gaussian"
+    ),
     "LSTM with a projection": lambda: layer_case(Recurrent(nn.LSTM, proj_size=2), (3, 2)),
     "partly frozen LSTM": lambda: layer_case(frozen_bias(Recurrent(nn.LSTM), "core.bias_hh_l0"), (3, 2)),
     "learned start": lambda: layer_case(Recurrent(nn.GRU, learned=True), (3, 2)),

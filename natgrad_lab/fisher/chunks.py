@@ -42,7 +42,7 @@ def passes(
     for start in track(range(0, num_examples, chunk), f"passes over {num_examples:,} examples"):
         part = slice(start, start + chunk)
         part_targets = targets if targets is None else targets[part]
-        verify = start == 0 or start + chunk > num_examples  # what a layer's input means may hang on how many examples there are
+        verify = start == 0 or start + chunk > num_examples  # a new number of examples could be taken for a number of steps
         yield score_pass(model, likelihood, inputs[part], fisher_type, part_targets, num_samples, generator, verify=verify)
 
 

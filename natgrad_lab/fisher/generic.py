@@ -17,6 +17,7 @@ from natgrad_lab.structures import DenseRows
 _CHUNK = 2**26  # numbers in the gradients of one vectorized chunk
 
 
+@torch.inference_mode(False)
 @torch.no_grad()  # of the parameters that are not asked for; torch.func differentiates all the same
 def generic_rows(model: nn.Module, layers: tuple[Layer, ...], inputs: Tensor, vectors: Tensor) -> dict[str, DenseRows]:
     """Rows (K N, P_l) of every layer in `layers`: gradients of v_knᵀ f(x_n) by its parameters.
@@ -28,6 +29,7 @@ def generic_rows(model: nn.Module, layers: tuple[Layer, ...], inputs: Tensor, ve
         return {}
     names = [f"{layer.module_name}.{key}".lstrip(".") for layer in layers for key in layer.parameter_names]
     parameters = {name: model.get_parameter(name).detach() for name in names}
+    inputs, vectors = (t.clone() if t.is_inference() else t for t in (inputs, vectors))
     size = vectors.shape[0] * sum(p.numel() for p in parameters.values())
     chunk = max(1, _CHUNK // size)
     try:
