@@ -156,7 +156,8 @@ def _recording(recorded: tuple[Layer, ...], calls: dict[str, list[Call]], num_ex
     handles = []
     for layers in by_module.values():
         hook = recurrent(layers) if isinstance(layers[0].module, nn.RNNBase) else plain(layers)
-        handles.append(layers[0].module.register_forward_hook(hook, with_kwargs=True))
+        # before the user's own hooks, which then act on what is recorded, as on any later layer
+        handles.append(layers[0].module.register_forward_hook(hook, prepend=True, with_kwargs=True))
     try:
         yield
     finally:
@@ -245,17 +246,23 @@ def refuse_modes(model: nn.Module) -> None:
                 f"layer {name!r} ({type(module).__name__}) normalizes with the statistics of the batch (train mode), so "
                 "examples have no gradient of their own. Call model.eval() first."
             )
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and (module.max_norm is not None or module.scale_grad_by_freq):
-            raise UnsupportedLayerError(
-                f"layer {name!r} ({type(module).__name__}) renormalizes its weights in forward (max_norm) or scales gradients "
-                "by frequency (scale_grad_by_freq): its gradient is not that of its output. Switch both off."
-            )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            _refuse_embedding(name, module)
         chance = module.p if isinstance(module, _DROPOUTS) else getattr(module, "dropout", 0.0)
         if isinstance(module, (_DROPOUTS, nn.RNNBase, nn.MultiheadAttention)) and module.training and chance > 0:
             raise UnsupportedLayerError(
                 f"layer {name!r} ({type(module).__name__}) drops units at random in train mode, so the Fisher is not "
                 "determined by model and data. Call model.eval() first."
             )
+
+
+def _refuse_embedding(name: str, module: nn.Embedding | nn.EmbeddingBag) -> None:
+    trained = module.weight.requires_grad
+    if module.max_norm is not None or (trained and (module.scale_grad_by_freq or module.sparse)):
+        raise UnsupportedLayerError(
+            f"layer {name!r} ({type(module).__name__}) renormalizes its weights in forward (max_norm), scales gradients by "
+            "frequency (scale_grad_by_freq) or makes them sparse (sparse): its gradient is not a plain one. Switch these off."
+        )
 
 
 def refuse_weights(layout: ParameterLayout) -> None:

@@ -1,5 +1,7 @@
 """The Fisher as a product: forward through the network's derivative, weigh by the output Fisher, back again."""
 
+import warnings
+
 import torch
 from torch import nn
 from torch.func import functional_call, jvp
@@ -13,6 +15,7 @@ from natgrad_lab.derivatives import (
     refuse_weights,
     run_model,
 )
+from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.fisher.scores import output_scores, quiet_attention, refuse_choice, refuse_mixed_examples
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.parameters import ParameterLayout
@@ -51,10 +54,8 @@ def implicit_fisher(
         refuse_outputs(layout, inputs, raw)
         refuse_mixed_examples(model, inputs, raw)  # compares the last half
         refuse_mixed_examples(model, inputs.flip(0), raw.flip(0))
-        with torch.enable_grad(), overwriting_refused():
-            one = run_model(model, inputs[:1])
-            refuse_detached(one)
-            torch.autograd.grad(one.sum(), [p for layer in layout.layers for p in layer.parameters], allow_unused=True)
+        with torch.enable_grad():
+            refuse_detached(run_model(model, inputs[:1]))
     flat_targets = None if targets is None else likelihood.flat_targets(raw, targets)
     scores = None
     if fisher_type != "exact":
@@ -73,7 +74,10 @@ def implicit_fisher(
             )
         return total / len(inputs)
 
-    return Implicit(product, torch.zeros(layout.dim, dtype=layout.dtype, device=layout.device))
+    nothing = torch.zeros(layout.dim, dtype=layout.dtype, device=layout.device)
+    with overwriting_refused():  # one product on one example, to refuse here what cannot be differentiated
+        _product(model, likelihood, layout, state, inputs[:1], nothing, None if scores is None else scores[:, :1])
+    return Implicit(product, nothing)
 
 
 def _product(
@@ -116,9 +120,19 @@ def _forward_derivative(outputs_of, outputs: Tensor, parameters: dict, tangents:
         pulled = torch.autograd.grad(outputs, list(parameters.values()), u, create_graph=True, **kept)
         inner = sum((g * t).sum() for g, t in zip(pulled, tangents.values(), strict=True))
         return torch.autograd.grad(inner, u, retain_graph=True, **kept)[0].detach()
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError) as error:
+        if "inplace operation" in str(error):
+            raise
         detached = {name: p.detach() for name, p in parameters.items()}
-        return jvp(outputs_of, (detached,), (tangents,))[1].detach()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # PyTorch's own use of it
+            return jvp(outputs_of, (detached,), (tangents,))[1].detach()
+    except NotImplementedError as error:
+        raise UnsupportedLayerError(
+            "the model has an operation that PyTorch can differentiate only once, backwards, and products need twice. Use "
+            f"gram_fisher or dense_fisher, which need once. ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _weigh(likelihood: Likelihood, outputs: Tensor, moved: Tensor, scores: Tensor | None) -> Tensor:

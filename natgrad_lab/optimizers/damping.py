@@ -15,11 +15,18 @@ def exact_inverse(fisher: StructuredMatrix, damping: float) -> StructuredMatrix:
 
 
 def factored_inverse(fisher: BlockDiagonal, damping: float) -> BlockDiagonal:
-    """K-FAC's (G + √λ/π I)⁻¹ ⊗ (A + π√λ I)⁻¹ per layer: two Choleskys each. [MartensGrosse2015] sec. 6.3."""
+    """K-FAC's (G + √λ/π I)⁻¹ ⊗ (A + π√λ I)⁻¹ per layer: two Choleskys each. [MartensGrosse2015] sec. 6.3.
+
+    A layer without factors (a normalization, a small layer without a rule) has its exact block, and (F_l + λI)⁻¹.
+    """
     return BlockDiagonal(tuple(_factored_inverse(block, damping) for block in fisher.blocks))
 
 
-def _factored_inverse(block: Kronecker, damping: float) -> Kronecker:
+def _factored_inverse(block: StructuredMatrix, damping: float) -> StructuredMatrix:
+    if isinstance(block, BlockDiagonal):  # the groups of a convolution
+        return factored_inverse(block, damping)
+    if not isinstance(block, Kronecker):
+        return block.power(-1, damping)
     root, pi = math.sqrt(damping), pi_trace_norm(block)
     return Kronecker(_inverse(block.left, root / pi), _inverse(block.right, root * pi))
 

@@ -27,6 +27,7 @@ from natgrad_lab.fisher import (
     tiled_fisher,
 )
 from natgrad_lab.likelihoods import Bernoulli, Categorical, Gaussian
+from natgrad_lab.optimizers import METHODS
 from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.structures import Implicit
 
@@ -504,7 +505,7 @@ def test_nested_tensors_and_dictionaries_are_refused():
 
 
 def test_embeddings_whose_gradient_is_not_that_of_their_output_are_refused():
-    for options in ({"max_norm": 1.0}, {"scale_grad_by_freq": True}):
+    for options in ({"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}):
         model = nn.Sequential(nn.Embedding(4, 3, **options), nn.Linear(3, 2))
         for estimate in ESTIMATORS.values():
             with pytest.raises(UnsupportedLayerError, match=r"layer '0' \(Embedding\) renormalizes"):
@@ -534,3 +535,45 @@ def test_many_outputs_at_once():
     x = torch.randn(diagonal.dim, generator=generator)
     gram, implicit = gram_fisher(model, Bernoulli(), inputs), implicit_fisher(model, Bernoulli(), inputs)
     assert off(gram.matmul(x), implicit.matmul(x)) < 1e-12 and off(gram.diagonal(), diagonal.diagonal()) < 1e-12
+
+
+@pytest.mark.parametrize("make", [lambda: Recurrent(nn.LSTM), lambda: Recurrent(nn.GRU, num_layers=2, batch_first=True)])
+@pytest.mark.parametrize("estimator", ["dense", "gram", "implicit"])
+def test_hooks_of_the_user_on_a_recorded_layer_act_after_it(make, estimator):
+    case = layer_case(make(), (3, 2))
+    case.model.core.register_forward_hook(lambda module, args, output: (2 * output[0], output[1]))
+    case.model.out.register_forward_hook(lambda module, args, output: torch.tanh(output))
+    assert agrees(ESTIMATORS[estimator](*case.data), exact(case))
+
+
+def test_what_can_be_differentiated_once_only_has_rows_and_no_products():
+    case = layer_case(nn.Sequential(nn.EmbeddingBag(4, 3), nn.Linear(3, 2)), (3,), vocabulary=4)
+    assert agrees(dense_fisher(*case.data), exact(case)) and agrees(gram_fisher(*case.data), exact(case))
+    with pytest.raises(UnsupportedLayerError, match="differentiate only once, backwards.*Use gram_fisher or dense_fisher"):
+        implicit_fisher(*case.data)
+
+
+@pytest.mark.parametrize("method", ["exact_ngd", "kfac"])
+def test_a_step_on_a_new_shape_is_verified_again(method):
+    """The first step, of 5 examples, takes the generic route; with 3 examples of 3 steps the layer's input looks recordable."""
+    optimizer = METHODS[method](TimeFirst(), Categorical())
+    optimizer.step(torch.randn(5, 3, 2), torch.zeros(5, dtype=torch.long))
+    with pytest.raises(UnsupportedLayerError, match="another dimension than the first"):
+        optimizer.step(torch.randn(3, 3, 2), torch.zeros(3, dtype=torch.long))
+
+
+def test_the_last_chunk_is_verified_again(monkeypatch):
+    monkeypatch.setattr(chunks, "MEMORY_BUDGET", 1)
+    monkeypatch.setattr(chunks, "_SMALL", 4)
+    case = layer_case(TimeFirst(), (3, 2), num_examples=7)  # 4, then 3 examples of 3 steps
+    with pytest.raises(UnsupportedLayerError, match="another dimension than the first"):
+        dense_fisher(*case.data)
+
+
+@every
+@pytest.mark.parametrize("method, choices", [("kfac", {}), ("kfac", {"damping_form": "exact"}), ("exact_ngd", {})])
+def test_steps_go_downhill_on_every_kind_of_layer(name, method, choices):
+    case = ALL[name]()
+    optimizer = METHODS[method](case.model, case.likelihood, lr=1e-3, damping=0.1, **choices)
+    records = [optimizer.step(case.inputs, case.targets) for _ in range(2)]
+    assert records[1].loss < records[0].loss and records[1].status == "ok"

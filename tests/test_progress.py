@@ -1,0 +1,42 @@
+"""Telling people about long work: what is printed, where, and that the items come through untouched."""
+
+import sys
+
+import pytest
+
+from natgrad_lab import progress
+
+
+def test_an_estimate_is_printed_above_one_gibibyte_only(capsys):
+    progress.announce(2**30, "little")
+    progress.announce(2.5 * 2**30, "a dense Fisher")
+    assert capsys.readouterr() == ("", "natgrad_lab: a dense Fisher takes 2.5 GiB\n")
+
+
+def test_short_work_shows_nothing(capsys):
+    assert list(progress.track(range(4), "work")) == [0, 1, 2, 3] and list(progress.track([], "nothing")) == []
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_long_work_shows_a_bar_on_stderr_with_and_without_rich(monkeypatch, capsys, rich):
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+        monkeypatch.setitem(sys.modules, "rich.progress", None)
+    assert list(progress.track(range(3), "overview")) == [0, 1, 2]
+    out, err = capsys.readouterr()
+    assert out == ""
+    if not rich:
+        assert err == "natgrad_lab: overview, 3 pieces ...\n"
+
+
+def test_a_bar_stops_when_the_work_is_left(monkeypatch):
+    stopped = []
+    bar = type("Bar", (), {"update": lambda *a, **k: None, "stop": lambda self: stopped.append(1)})()
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "_bar", lambda what, total: (bar, None))
+    work = progress.track(range(9), "work")
+    next(work), next(work)
+    work.close()
+    assert stopped == [1]
