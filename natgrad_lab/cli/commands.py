@@ -13,6 +13,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from natgrad_lab import __version__
+from natgrad_lab.cli.compare import compare
 from natgrad_lab.environment import checkout
 
 PASS_ON = {"ignore_unknown_options": True}
@@ -198,3 +199,6 @@ def run(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     raise typer.Exit(train(given, out, resume, console))
+
+
+app.command()(compare)
