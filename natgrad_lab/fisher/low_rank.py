@@ -3,14 +3,17 @@
 import torch
 from torch import nn
 
+from natgrad_lab.fisher.dense import contract
 from natgrad_lab.fisher.gram import gram_from_scores
 from natgrad_lab.fisher.scores import ScorePass, score_pass
 from natgrad_lab.likelihoods import Likelihood
-from natgrad_lab.shapes import Tensor
-from natgrad_lab.structures import Gram, LowRank, leading_eigenpairs
+from natgrad_lab.linalg import psd_eigh, zero_level
+from natgrad_lab.shapes import Float, Tensor
+from natgrad_lab.structures import Dense, Gram, LowRank, leading_eigenpairs
 from natgrad_lab.structures.krylov import truncated
 
-_LARGEST_EIGEN = 2048  # rows of a matrix whose eigendecomposition is made whole
+_LARGEST_EIGEN = 1024  # rows of a matrix whose eigendecomposition is made whole
+_LARGEST_FORMED = 8192  # rows of a matrix that is formed
 
 
 def low_rank_fisher(
@@ -33,8 +36,8 @@ def low_rank_fisher(
 
     Args: rank: at least 1; fewer are kept if fewer eigenvalues are above rounding. The rest as `dense_fisher`.
     Returns: LowRank with rest 0, eigenvalues descending.
-    Cost: (KN)³ operations through the Gram matrix up to 2,048 rows (or P³ for as few parameters); above, products with the
-        rows, K N P operations each, some hundreds. Computed in float64; rank · P numbers.
+    Cost: the Gram matrix up to 8,192 rows (or the Fisher itself, for as few parameters) and some hundreds of products with
+        it; above, as many products with the rows, 4 N P operations each. Computed in float64; rank · P numbers.
     References: [LeRoux2007].
     """
     return low_rank_from_scores(score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator), rank)
@@ -46,18 +49,30 @@ def low_rank_from_scores(scores: ScorePass, rank: int = 32) -> LowRank:
         raise ValueError(f"rank must be a positive integer; got {rank!r}. It is the number of eigenvectors kept.")
     gram = gram_from_scores(scores)
     wide = Gram(tuple(block.map(lambda t: t.double()) for block in gram.blocks))
-    if min(wide.num_rows, wide.dim) <= _LARGEST_EIGEN:
-        leading = truncated(_all_eigenpairs(wide), rank)
-    else:
-        leading = leading_eigenpairs(wide, min(rank, wide.dim))
+    leading = _leading_eigenpairs(wide, rank)
     note = "; ".join(part for part in (f"{len(leading.eigenvalues)} leading eigenpairs", scores.note) if part)
     return LowRank(*(t.to(gram.dtype) for t in (leading.basis, leading.eigenvalues, leading.rest)), note=note)
 
 
-def _all_eigenpairs(gram: Gram) -> LowRank:
-    whole = gram.power(1)
-    if isinstance(whole, LowRank):
-        return whole
-    values, vectors = torch.linalg.eigh(whole.to_dense())
-    kept = values > 10 * len(values) * torch.finfo(values.dtype).eps * values[-1]
-    return LowRank(vectors[:, kept], values[kept], values.new_zeros(()))
+def _leading_eigenpairs(gram: Gram, rank: int) -> LowRank:
+    """Of F = RᵀR: from F, from RRᵀ (v = Rᵀu / √s for its eigenpairs s, u), or from products alone."""
+    if gram.dim <= min(gram.num_rows, _LARGEST_FORMED):
+        return _of_formed(contract(list(gram.blocks), 1), rank)
+    if gram.num_rows > _LARGEST_FORMED:
+        return leading_eigenpairs(gram, min(rank, gram.dim))
+    inside = _of_formed(gram.row_gram, rank)
+    if not len(inside.eigenvalues):
+        return LowRank(gram.row_gram.new_zeros(gram.dim, 0), inside.eigenvalues, inside.rest)
+    scaled = gram.rmatmul(inside.basis / inside.eigenvalues.sqrt())
+    return LowRank(torch.linalg.qr(scaled).Q, inside.eigenvalues, inside.rest)  # orthonormal also where s is tiny
+
+
+def _of_formed(matrix: Float[Tensor, "m m"], rank: int) -> LowRank:
+    """The eigenpairs above rounding of a formed matrix, at most `rank`, descending."""
+    if len(matrix) > max(_LARGEST_EIGEN, 4 * rank):
+        leading = leading_eigenpairs(Dense(matrix), rank)
+        values, vectors = leading.eigenvalues, leading.basis
+    else:
+        values, vectors = psd_eigh(matrix)
+    kept = values > zero_level(len(matrix), values.max())
+    return truncated(LowRank(vectors[:, kept], values[kept], values.new_zeros(())), rank)

@@ -26,6 +26,7 @@ from natgrad_lab.structures import (
     KhatriRaoRows,
     Kronecker,
     QuasiDiagonal,
+    UnitWise,
     arrow_matrix,
     bias_free_damping,
     block_tridiagonal,
@@ -331,6 +332,21 @@ def test_entries_of_no_psd_matrix_are_refused():
         QuasiDiagonal(torch.ones(1, 2), torch.tensor([[0.5, 1.1]]), torch.ones(1))
 
 
+def test_a_weight_that_follows_its_bias_to_rounding_is_singular_and_a_small_one_is_not():
+    follows = QuasiDiagonal(torch.tensor([[1 + 2.3e-16, 2.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1))
+    with pytest.raises(NotPositiveDefiniteError, match="smallest pivot is 2.22e-16"):
+        follows.solve(torch.ones(3))
+    small = QuasiDiagonal(torch.tensor([[1e-40, 2.0]]), torch.zeros(1, 2), torch.ones(1))
+    assert off(small.solve(torch.ones(3)), torch.tensor([1e40, 0.5, 1.0])) < 1e-14
+
+
+def test_a_unit_that_is_singular_to_rounding_is_refused_though_its_cholesky_passes():
+    lucky = torch.tensor([[1.0, 1.0], [1.0, 1 + 2.3e-16]])
+    assert not torch.linalg.cholesky_ex(lucky).info
+    with pytest.raises(NotPositiveDefiniteError, match="smallest pivot is 2.22e-16.*give damping > 0"):
+        UnitWise(torch.stack([torch.eye(2), lucky])).solve(torch.ones(4))
+
+
 # ---- low rank
 
 
@@ -357,18 +373,29 @@ def test_low_rank_at_full_rank_is_the_fisher_and_damping_keeps_the_complement():
     assert off(found.solve(outside, 0.1), outside / 0.1) < 1e-10
 
 
+def test_low_rank_of_nothing_is_nothing():
+    case = random_case((3, 4, 2), likelihood="gaussian")
+    perfect = case.model(case.inputs).detach()
+    found = fisher.low_rank_fisher(*case.data, "empirical", targets=perfect)
+    assert found.basis.shape == (26, 0) and not found.to_dense().any()
+
+
 @pytest.mark.parametrize("bad", [0, -1])
 def test_a_bad_rank_is_refused(bad):
     with pytest.raises(ValueError, match=f"rank must be a positive integer; got {bad}"):
         fisher.low_rank_fisher(*random_case((3, 3)).data, rank=bad)
 
 
-def test_low_rank_by_products_alone_finds_multiple_eigenvalues(monkeypatch):
-    """One linear layer and a Gaussian: I ⊗ A, every eigenvalue C = 4 times."""
+@pytest.mark.parametrize("formed", [0, 8192], ids=["products", "formed"])
+@pytest.mark.parametrize("num_examples", [30, 60], ids=["gram", "fisher"])
+def test_low_rank_without_an_eigendecomposition_finds_multiple_eigenvalues(formed, num_examples, monkeypatch):
+    """One linear layer and a Gaussian: I ⊗ A, every eigenvalue C = 4 times; 120 rows or 240, 164 parameters."""
     monkeypatch.setattr("natgrad_lab.fisher.low_rank._LARGEST_EIGEN", 0)
-    case = random_case((40, 4), likelihood="gaussian", num_examples=60)
+    monkeypatch.setattr("natgrad_lab.fisher.low_rank._LARGEST_FORMED", formed)
+    case = random_case((40, 4), likelihood="gaussian", num_examples=num_examples)
     exact = truth(case)
     found = fisher.low_rank_fisher(*case.data, rank=8)
+    assert found.basis.shape == (164, 8)
     assert off(found.eigenvalues.flip(0), torch.linalg.eigvalsh(exact)[-8:]) < 1e-10
     assert off(exact @ found.basis, found.basis * found.eigenvalues) < 1e-8
     assert off(found.basis.T @ found.basis, torch.eye(8)) < 1e-12
@@ -685,6 +712,8 @@ def test_a_damped_solve_with_the_chain_is_exact_at_any_size(monkeypatch):
     monkeypatch.setattr(block_tridiagonal, "LARGEST_DENSE", 10)
     large = fisher.block_tridiagonal_fisher(*case.data)
     assert off(large.solve(g[: found.dim], 0.01), expected) < 1e-10
+    narrow = large.map(lambda t: t.float())
+    assert off(narrow.solve(g[: found.dim].float(), 0.01).double(), expected) < 1e-5
     with pytest.raises(ValueError, match=r"needs the 35 x 35 matrix formed, and at most 10 rows are.*tridiagonal_tikhonov"):
         large.power(0.5)
     assert off(large.matmul(g[: found.dim]), found.to_dense() @ g[: found.dim]) < 1e-10
