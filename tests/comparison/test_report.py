@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -133,11 +134,16 @@ def test_numbers_of_the_page_are_those_of_the_rows(report, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 800])
 def test_the_page_works_in_a_browser_without_a_network(report, tmp_path, width):
+    """In a thread of its own: Playwright may be running in this one, for the tests of the notebooks."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(look_at_page, report, report.to_html(tmp_path / "report.html"), width).result()
+
+
+def look_at_page(report, path, width):
     from playwright.sync_api import sync_playwright
 
     from natgrad_lab.suite import find_chromium
 
-    path = report.to_html(tmp_path / "report.html")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width, "height": 900})
