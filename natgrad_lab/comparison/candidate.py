@@ -17,6 +17,7 @@ from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import BlockDiagonal, Kronecker, StructuredMatrix
 
 GIB = 2**30
+DEAR = 10.0  # seconds of a direction above which it is not computed again in float64
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,21 @@ def cost_numbers(numbers: Numbers, candidate: Candidate, damping: Real) -> tuple
     try:
         with watch() as work:
             narrow = own.direction(gradient, damping)
-        with watch() as again:
-            own.direction(gradient, 1.5 * damping or 1e-3)
+        again = work
+        if work.seconds <= DEAR:
+            with watch() as again:
+                own.direction(gradient, 1.5 * damping or 1e-3)
     except Exception as error:  # the report states it
         numbers.attempt(lambda e=error: _raise(e), "seconds_solve", "seconds_next", "residual", "rounding")
         narrow, work, again = None, Work(), Work()
     first, v = candidate.work, None
     try:
-        with watch():
-            v = candidate.direction(damping)
+        if narrow is not None and work.seconds > DEAR and candidate.wide is not own:
+            v = narrow.double()
+            numbers.notes.append(f"judged in {narrow.dtype}, its own precision: one direction takes {work.seconds:.0f} s")
+        else:
+            with watch():
+                v = candidate.direction(damping)
     except Exception as error:
         numbers.attempt(lambda e=error: _raise(e), "efficiency", "cosine", "norm_ratio", "best_step")
     numbers.values |= {

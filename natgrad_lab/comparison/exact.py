@@ -51,6 +51,13 @@ class ExactMatrix:
         solution = cholesky_solve(factor, x)
         return solution + cholesky_solve(factor, x - self.matmul(solution) - damping * solution)
 
+    def quick_solve(self, x: Float[Tensor, " P"], damping: Real) -> Float[Tensor, " P"]:
+        """The same without correcting what rounding takes: enough inside an iteration, at half the cost."""
+        factor = self.factor(damping)
+        if self.is_small:
+            return cholesky_solve(factor, x)
+        return (x - self.gram.rmatmul(cholesky_solve(factor, self.gram.rows_matmul(x)))) / damping
+
     def factor(self, damping: Real) -> Float[Tensor, "m m"]:
         """Cholesky factor of F + damping I, or of R Rᵀ + damping I where that is used; the newest is kept."""
         if self._factor is None or self._factor[0] != damping:

@@ -12,8 +12,8 @@ from numbers import Real
 import torch
 
 from natgrad_lab.comparison.exact import ExactMatrix, Problem
-from natgrad_lab.comparison.lanczos import Extreme, largest_eigenvalue
-from natgrad_lab.comparison.products import LARGEST_DENSE, NotAvailableError, inner, norm_squared
+from natgrad_lab.comparison.lanczos import ROUGH, Extreme, largest_eigenvalue
+from natgrad_lab.comparison.products import LARGEST_DENSE, NotAvailableError, inner, inverse_trace, norm_squared
 from natgrad_lab.comparison.rows import Numbers
 from natgrad_lab.linalg import damped_cholesky
 from natgrad_lab.metrics import condition_number
@@ -22,15 +22,15 @@ from natgrad_lab.structures import (
     BlockDiagonal,
     BlockTridiagonalInverse,
     Dense,
+    DenseRows,
     Diagonal,
-    EigenKronecker,
-    Kronecker,
+    Gram,
     LowRank,
     StructuredMatrix,
 )
 
 LARGEST_SPECTRUM = 600  # parameters up to which all eigenvalues are computed
-SLOW = 2.0  # seconds of a solve above which condition numbers are not computed
+SLOW = 0.5  # seconds of a solve above which condition numbers are not computed
 _CANCELLATION = 1e-7  # of ‖F‖² - 2⟨F, M⟩ + ‖M‖², after the root
 _CONDITION = ("condition", "condition_mean", "laplace_kl", "affine_distance", "condition_nonzero")
 
@@ -93,6 +93,11 @@ class Pair:
             return Pair(exact, whole.kronecker_blocks[index])
         if isinstance(whole, Diagonal):
             return Pair(exact, Diagonal(whole.values[where]))
+        if isinstance(whole, Gram) and [block.shape[1] for block in whole.blocks] == sizes:
+            return Pair(exact, Gram((whole.blocks[index],)))
+        if isinstance(whole, LowRank) and not whole.rest:
+            rows = (whole.basis[where] * whole.eigenvalues.sqrt()).mT.contiguous()
+            return Pair(exact, Gram((DenseRows(rows),)))
         return Pair(exact, Restricted(whole, where))
 
 
@@ -127,7 +132,7 @@ def _spectral(numbers: Numbers, pair: Pair) -> float:
     if pair.is_dense:
         extreme = largest_eigenvalue(lambda x: pair.difference @ x, pair.like)
     else:
-        extreme = largest_eigenvalue(lambda x: exact.matmul(x) - pair.approx.matmul(x), pair.like)
+        extreme = largest_eigenvalue(lambda x: exact.matmul(x) - pair.approx.matmul(x), pair.like, tolerance=ROUGH)
     _note(numbers, extreme, "spectral error")
     return abs(extreme.value) / exact.largest
 
@@ -167,7 +172,7 @@ def condition_numbers(numbers: Numbers, pair: Pair, damping: Real) -> None:
         return
     numbers.refuse(f"needs all eigenvalues: computed up to {LARGEST_SPECTRUM} parameters", *_CONDITION[3:])
     if not pair.is_dense and (numbers.values.get("seconds_next") or 0) > SLOW:
-        numbers.refuse(f"needs hundreds of solves, and one takes {numbers.values['seconds_next']:.0f} s", *_CONDITION[:3])
+        numbers.refuse(f"needs hundreds of solves, and one takes {numbers.values['seconds_next']:.1f} s", *_CONDITION[:3])
         return
     measure = _from_factors if pair.is_dense else _from_products
     numbers.attempt(lambda: measure(numbers, pair, damping), *_CONDITION[:3])
@@ -210,14 +215,15 @@ def _from_products(numbers: Numbers, pair: Pair, damping: Real) -> tuple[float, 
     def metric(x: Tensor) -> Tensor:
         return approx.matmul(x) + damping * x
 
-    largest = largest_eigenvalue(lambda x: approx.solve(exact.matmul(x) + damping * x, damping), pair.like, metric)
-    inverse = largest_eigenvalue(lambda x: exact.solve(metric(x), damping), pair.like, metric)
-    if not _power_is_cheap(approx):
+    largest = largest_eigenvalue(lambda x: approx.solve(exact.matmul(x) + damping * x, damping), pair.like, metric, ROUGH)
+    inverse = largest_eigenvalue(lambda x: exact.quick_solve(metric(x), damping), pair.like, metric, ROUGH)
+    try:
+        trace, logdet = inverse_trace(exact.rows, approx, damping)
+    except NotAvailableError as error:
         _note(numbers, largest, "condition")
+        numbers.refuse(str(error), *_CONDITION[1:3])
         return largest.value * inverse.value, None, None
-    inverted = approx.power(-1, damping)
-    trace = inner(exact.rows, inverted) + damping * float(inverted.trace())
-    return _summary(numbers, largest, inverse, exact.dim, trace, float(approx.logdet(damping)) - exact.logdet(damping))
+    return _summary(numbers, largest, inverse, exact.dim, trace, logdet - exact.logdet(damping))
 
 
 def _summary(
@@ -227,10 +233,3 @@ def _summary(
     for extreme in (largest, inverse):
         _note(numbers, extreme, "condition")
     return largest.value * inverse.value, largest.value * dim / trace, (trace - dim + logdet) / 2
-
-
-def _power_is_cheap(matrix: StructuredMatrix) -> bool:
-    if isinstance(matrix, BlockDiagonal):
-        return all(map(_power_is_cheap, matrix.blocks))
-    small = isinstance(matrix, Dense) and matrix.dim <= LARGEST_DENSE
-    return small or isinstance(matrix, Diagonal | Kronecker | EigenKronecker | LowRank)

@@ -5,12 +5,14 @@
 Rows of product form (r = s ⊗ a) meet Kronecker products factor by factor; all else goes through chunks of formed rows.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from functools import singledispatch
 
 import torch
 
+from natgrad_lab.linalg import damped_cholesky
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import (
     BlockDiagonal,
@@ -62,11 +64,53 @@ def inner(rows: tuple[RowBlock, ...], matrix: StructuredMatrix) -> float:
         return sum(_between(rows[i], rows[j], left, right) for i, j, left, right in chain_blocks(matrix))
     if len(rows) == 1 and (quick := _INNER.get((type(rows[0]), type(matrix)))):
         return quick(rows[0], matrix)
+    if isinstance(matrix, Gram) and (cross := cross_gram(matrix.blocks, rows)) is not None:
+        return float(cross.square().sum())
     if isinstance(matrix, Gram) and matrix.num_rows < rows[0].shape[0]:
         rows, matrix = matrix.blocks, Gram(rows)
     if isinstance(matrix, Gram):
         return sum(float(matrix.rows_matmul(part.mT.contiguous()).square().sum()) for part in _formed_rows(rows))
     return sum(float((matrix.matmul(part.mT.to(matrix.dtype)) * part.mT).sum()) for part in _formed_rows(rows))
+
+
+def cross_gram(rows: tuple[RowBlock, ...], others: tuple[RowBlock, ...]) -> Float[Tensor, "R S"] | None:
+    """Inner products of two sets of rows, Σ_l (A_l A'_lᵀ) ∘ (G_l G'_lᵀ); None where a layer's rows are no outer products."""
+    pairs = list(zip(rows, others, strict=True))
+    if not all(isinstance(block, KhatriRaoRows) for pair in pairs for block in pair):
+        return None
+    total = 0.0
+    for one, two in pairs:
+        (K, N, _), (L, M, _) = one.scores.shape, two.scores.shape
+        products = (one.scores.flatten(0, 1) @ two.scores.flatten(0, 1).mT.to(one.dtype)).view(K, N, L, M)
+        total = total + products * (one.inputs @ two.inputs.mT.to(one.dtype))[:, None, :]
+    return total.reshape(rows[0].shape[0], -1)
+
+
+def inverse_trace(rows: tuple[RowBlock, ...], matrix: StructuredMatrix, damping: float) -> tuple[float, float]:
+    """(tr M_λ⁻¹(F + λI), log det M_λ) for F = RᵀR and M_λ = M + λI, without forming either.
+
+    For M = R'ᵀR' with few rows, K = R'R'ᵀ and C = R'Rᵀ: M_λ⁻¹ = (I - R'ᵀK_λ⁻¹R') / λ, so that
+    tr M_λ⁻¹F = (tr F - tr K_λ⁻¹CCᵀ) / λ and tr M_λ⁻¹ = (P - R' + λ tr K_λ⁻¹) / λ.
+    """
+    if isinstance(matrix, BlockDiagonal) and [b.dim for b in matrix.blocks] == [b.shape[1] for b in rows]:
+        each = [inverse_trace((block,), part, damping) for block, part in zip(rows, matrix.blocks, strict=True)]
+        return sum(trace for trace, _ in each), sum(logdet for _, logdet in each)
+    if isinstance(matrix, Gram) and matrix.num_rows < matrix.dim:
+        cross = cross_gram(matrix.blocks, rows)
+        if cross is None:
+            raise NotAvailableError("rows that are no outer products: their inner products are not formed at this size")
+        factor = damped_cholesky(matrix.row_gram, damping)
+        half = torch.linalg.solve_triangular(factor, cross, upper=False)
+        inverse = float(torch.cholesky_inverse(factor).trace())
+        whole = sum(float(block.diagonal().sum()) for block in rows)
+        left = matrix.dim - matrix.num_rows
+        logdet = 2 * float(factor.diagonal().log().sum()) + left * math.log(damping)
+        return (whole - float(half.square().sum())) / damping + left + damping * inverse, logdet
+    small = isinstance(matrix, Dense) and matrix.dim <= LARGEST_DENSE
+    if not (small or isinstance(matrix, Diagonal | Kronecker | EigenKronecker | LowRank)):
+        raise NotAvailableError(f"needs the inverse of a {type(matrix).__name__} as a matrix, which is not formed at this size")
+    inverse = matrix.power(-1, damping)
+    return inner(rows, inverse) + damping * float(inverse.trace()), float(matrix.logdet(damping))
 
 
 def _formed_rows(rows: tuple[RowBlock, ...]) -> Iterator[Tensor]:

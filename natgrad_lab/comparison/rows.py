@@ -148,6 +148,8 @@ class Numbers:
             self.refuse(_reason(error), *names)
             return
         for name, value in zip(names, result if isinstance(result, tuple) else (result,), strict=True):
+            if value is None and name in self.not_available:
+                continue
             if value is None or value != value or value in (float("inf"), -float("inf")):
                 why = "not available for this structure at this size" if value is None else "undefined or infinite here"
                 self.refuse(why, name)

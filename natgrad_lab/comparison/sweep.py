@@ -161,9 +161,7 @@ class DampingSlider:
 
 def _eigenbasis(block: StructuredMatrix) -> EigenKronecker | None:
     """The block in its Kronecker eigenbasis, float64; None if it has none."""
-    if isinstance(block, EigenKronecker):
-        return block.map(lambda t: t.double())
-    if not isinstance(block, Kronecker):
-        return None
-    (s, left), (t, right) = (psd_eigh(factor.double()) for factor in (block.left, block.right))
-    return EigenKronecker(left, right, torch.outer(s, t))
+    if isinstance(block, Kronecker):
+        (s, left), (t, right) = psd_eigh(block.left), psd_eigh(block.right)
+        block = EigenKronecker(left, right, torch.outer(s, t))
+    return block.map(lambda t: t.double()) if isinstance(block, EigenKronecker) else None

@@ -24,8 +24,8 @@ from natgrad_lab.comparison import exact, matrices, products
 DAMPING = 0.05
 NAMES = ["block_diagonal", "kfac", "diagonal", "identity", "empirical"]
 ROUTES = {"spectrum": (600, 4096), "factors": (0, 4096), "products": (0, 0)}  # LARGEST_SPECTRUM, LARGEST_DENSE
-NEED_THE_INVERSE = {"condition_mean", "laplace_kl", "block_frobenius_error"}
-BY_EVERY_ROUTE = NEED_THE_INVERSE | {"frobenius_error", "spectral_error", "condition"}
+NEED_THE_INVERSE = {"condition_mean", "laplace_kl"}
+BY_EVERY_ROUTE = NEED_THE_INVERSE | {"frobenius_error", "spectral_error", "block_frobenius_error", "condition"}
 ONLY_FROM_SPECTRUM = {"affine_distance", "condition_nonzero"}
 PROBLEMS = {
     "categorical": lambda: random_case((4, 5, 3), num_examples=7, likelihood="categorical"),
@@ -117,12 +117,14 @@ def test_every_number_is_the_dense_one(problem, route, monkeypatch):
         for metric, value in expected(case, F, M, g).items():
             given = getattr(row, metric)
             if given is None:
-                inverse = name in ("empirical", "block_diagonal") and metric in NEED_THE_INVERSE
+                inverse = name == "block_diagonal" and metric in NEED_THE_INVERSE  # of dense blocks
                 assert route != "spectrum" and (metric in ONLY_FROM_SPECTRUM or (route == "products" and inverse))
                 assert row.not_available[metric]
                 continue
-            # products: ‖F‖² - 2⟨F, M⟩ + ‖M‖² cancels to 1e-7; Lanczos stops at a residual of 1e-5, squared in the value
-            assert math.isclose(given, value, rel_tol=2e-6, abs_tol=3e-7), (name, metric)
+            # Lanczos on products stops at a residual of 1e-3, squared in the value; the others at 1e-5
+            rough = route == "products" and metric in ("condition", "condition_mean", "spectral_error")
+            # products: ‖F‖² - 2⟨F, M⟩ + ‖M‖² cancels to 1e-7
+            assert math.isclose(given, value, rel_tol=1e-4 if rough else 2e-6, abs_tol=3e-7), (name, metric)
 
 
 @pytest.mark.parametrize("route", ["factors", "products"])
@@ -142,7 +144,7 @@ def test_every_approximation_has_the_same_numbers_by_every_route(route, monkeypa
         for metric in BY_EVERY_ROUTE:
             values = getattr(one, metric), getattr(two, metric)
             if None not in values:
-                assert math.isclose(*values, rel_tol=1e-5, abs_tol=3e-7), (one.approximation, metric)
+                assert math.isclose(*values, rel_tol=1e-4, abs_tol=3e-7), (one.approximation, metric)
             elif values[0] is not None:
                 assert route == "products" and two.not_available[metric], (one.approximation, metric)
         frobenius = two.frobenius_error is None
@@ -158,8 +160,10 @@ def test_layers_are_judged_against_their_own_blocks(route, spectrum, monkeypatch
     monkeypatch.setattr(matrices, "LARGEST_SPECTRUM", spectrum)
     for module in (matrices, exact, products):
         monkeypatch.setattr(module, "LARGEST_DENSE", ROUTES[route][1])
-    report = comparison.compare(*case.data, case.targets, DAMPING, ["kfac", "diagonal", "empirical"])
-    for name in ("kfac", "diagonal", "empirical"):
+    report = comparison.compare(*case.data, case.targets, DAMPING, ["kfac", "diagonal", "empirical", "low_rank", "krylov"])
+    dense["low_rank"] = fisher.low_rank_fisher(*case.data).to_dense().numpy()
+    dense["krylov"] = fisher.krylov_fisher(*case.data, "exact", case.targets).to_dense().numpy()
+    for name in ("kfac", "diagonal", "empirical", "low_rank", "krylov"):
         M = dense[name]
         v = np.linalg.solve(M + DAMPING * np.eye(len(M)), g)
         for layer, where in zip(("0", "2"), blocks_of(case.model), strict=True):
@@ -169,12 +173,26 @@ def test_layers_are_judged_against_their_own_blocks(route, spectrum, monkeypatch
             value = (gl @ vl) ** 2 / (vl @ Fd @ vl) / (gl @ np.linalg.solve(Fd, gl))
             assert math.isclose(row.efficiency, value, rel_tol=1e-9)
             assert math.isclose(row.cosine, vl @ bl / np.linalg.norm(vl) / np.linalg.norm(bl), rel_tol=1e-9)
-            assert row.spectral_error is not None, row
-            assert math.isclose(row.spectral_error, np.linalg.norm(Ml - Fl, 2) / np.linalg.norm(Fl, 2), rel_tol=2e-6)
-            if (route, spectrum, name) == ("products", 0, "empirical"):
-                assert row.frobenius_error is None and "products" in row.not_available["frobenius_error"]
-            else:
-                assert math.isclose(row.frobenius_error, np.linalg.norm(Ml - Fl) / np.linalg.norm(Fl), rel_tol=2e-6)
+            spectral = np.linalg.norm(Ml - Fl, 2) / np.linalg.norm(Fl, 2)
+            assert math.isclose(row.spectral_error, spectral, rel_tol=1e-4, abs_tol=1e-12)
+            assert math.isclose(row.frobenius_error, np.linalg.norm(Ml - Fl) / np.linalg.norm(Fl), rel_tol=2e-6, abs_tol=3e-7)
+
+
+def test_a_layer_known_by_products_alone_has_what_products_give(monkeypatch):
+    case = PROBLEMS["categorical"]()
+    problem = comparison.Problem(comparison.Batch(*case.data, case.targets), DAMPING)
+    M = fisher.dense_fisher(*case.data, "monte_carlo")
+    where, F = blocks_of(case.model)[1], problem.layers[1].gram.to_dense().numpy()
+    block = M.matrix[where, where].numpy()
+    for small, frobenius in ((600, np.linalg.norm(block - F) / np.linalg.norm(F)), (0, None)):
+        monkeypatch.setattr(matrices, "LARGEST_SPECTRUM", small)
+        numbers = comparison.rows.Numbers()
+        matrices.error_numbers(numbers, matrices.Pair(problem.layers[1], matrices.Restricted(M, where)))
+        assert math.isclose(numbers.values["spectral_error"], np.linalg.norm(block - F, 2) / np.linalg.norm(F, 2), rel_tol=1e-4)
+        if frobenius is None:
+            assert "products only" in numbers.not_available["frobenius_error"]
+        else:
+            assert math.isclose(numbers.values["frobenius_error"], frobenius, rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)

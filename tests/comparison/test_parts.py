@@ -52,7 +52,7 @@ def test_lanczos_finds_the_largest_magnitude(spectrum, generator):
     matrix = Q @ torch.diag(torch.tensor(spectrum)) @ Q.T
     found = largest_eigenvalue(lambda x: matrix @ x, matrix[0])
     assert math.isclose(found.value, max(spectrum, key=abs), rel_tol=1e-9, abs_tol=1e-15)
-    assert found.converged
+    assert found.error <= 1e-5 * abs(found.value)
 
 
 def test_lanczos_restarts_until_it_has_it(generator, monkeypatch):
@@ -289,6 +289,13 @@ def test_the_slider_agrees_with_a_fresh_solve_at_every_damping(which, kind, requ
         assert math.isclose(at.cosine, float(v @ best / v.norm() / best.norm()), rel_tol=1e-6)
         assert math.isclose(at.norm_ratio, float(v.norm() / best.norm()), rel_tol=1e-6)
         assert math.isclose(at.predicted_decrease, float((g @ v) ** 2 / damped / 2), rel_tol=1e-6)
+
+
+def test_a_slider_takes_a_structure_in_float32(wide_problem):
+    batch = wide_problem.batch
+    kfac = fisher.kfac_fisher(batch.model, batch.likelihood, batch.inputs)
+    one, two = (comparison.DampingSlider(wide_problem, each).at(1e-2) for each in (kfac, kfac.map(lambda t: t.float())))
+    assert math.isclose(one.efficiency, two.efficiency, rel_tol=1e-5) and one != two
 
 
 def test_a_slider_factors_nothing_once_it_is_prepared(wide_problem):
