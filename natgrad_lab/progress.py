@@ -16,7 +16,7 @@ def announce(num_bytes: Real, what: str) -> None:
 
 
 def track(items: Sequence, what: str) -> Iterator:
-    """Iterate over `items`; once they prove to take longer than a second, show how far and how long (with rich, if it is there)."""
+    """Iterate over `items`; after a second, show how far and how long it goes (with rich, if it is there)."""
     started, bar, task = time.monotonic(), None, None
     try:
         for done, item in enumerate(items):
