@@ -53,7 +53,7 @@ def _block(each: LayerRows, num_examples: int) -> StructuredMatrix:
     cross = _bias_rows(each.rows, each.layer.shape[0])[:, :-1] / num_examples
     weights, bias = variances[:, :-1], variances[:, -1]
     # Rounding can leave cross² above its Cauchy-Schwarz bound, by a few units in the last place.
-    bound = (weights * bias[:, None]).sqrt()
+    bound = weights.sqrt() * bias.sqrt()[:, None]
     return QuasiDiagonal(weights.clone(), cross.clamp(-bound, bound), bias.clone())
 
 

@@ -714,6 +714,10 @@ def test_a_damped_solve_with_the_chain_is_exact_at_any_size(monkeypatch):
     assert off(large.solve(g[: found.dim], 0.01), expected) < 1e-10
     narrow = large.map(lambda t: t.float())
     assert off(narrow.solve(g[: found.dim].float(), 0.01).double(), expected) < 1e-5
+    assert torch.equal(large.solve(torch.zeros(35), 0.01), torch.zeros(35))
+    monkeypatch.setattr(block_tridiagonal, "_ROUNDS", 1)
+    with pytest.warns(NumericalWarning, match=r"at damping 0.01 is solved to a relative residual of \d.*; 1e-12 was aimed at"):
+        large.solve(g, 0.01)
     with pytest.raises(ValueError, match=r"needs the 35 x 35 matrix formed, and at most 10 rows are.*tridiagonal_tikhonov"):
         large.power(0.5)
     assert off(large.matmul(g[: found.dim]), found.to_dense() @ g[: found.dim]) < 1e-10
