@@ -340,6 +340,16 @@ def test_a_weight_that_follows_its_bias_to_rounding_is_singular_and_a_small_one_
     assert off(small.solve(torch.ones(3)), torch.tensor([1e40, 0.5, 1.0])) < 1e-14
 
 
+@pytest.mark.parametrize("damping", [1e-6, 1.0, 1e3, 1e6])
+def test_large_inputs_lose_no_digits_in_a_damped_quasi_diagonal_solve(damping):
+    """A backward error of rounding: the residual against ‖M‖ ‖solution‖."""
+    M = QuasiDiagonal(torch.tensor([[1e6, 1e-6]]), torch.tensor([[999.0, -1e-4]]), torch.ones(1))
+    x = torch.randn(3, 9)
+    found = M.solve(x, damping)
+    residual = M.to_dense() @ found + damping * found - x
+    assert (residual.norm(dim=0) <= 1e-14 * (1e6 + damping) * found.norm(dim=0)).all()
+
+
 def test_a_unit_that_is_singular_to_rounding_is_refused_though_its_cholesky_passes():
     lucky = torch.tensor([[1.0, 1.0], [1.0, 1 + 2.3e-16]])
     assert not torch.linalg.cholesky_ex(lucky).info
