@@ -137,8 +137,9 @@ def not_positive_definite(dim: int, size: str, damping: float, level: float) -> 
 
 
 def cholesky_solve(factor: Float[Tensor, "m m"], x: Float[Tensor, "m *k"]) -> Float[Tensor, "m *k"]:
-    """(L Lᵀ)⁻¹ x for a vector or several columns."""
-    return torch.cholesky_solve(x.reshape(len(x), -1), factor).reshape(x.shape)
+    """(L Lᵀ)⁻¹ x for a vector or several columns; unlike PyTorch's it makes no copy of L, which costs more than one column."""
+    half = torch.linalg.solve_triangular(factor, x.reshape(len(x), -1), upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True).reshape(x.shape)
 
 
 def psd_solve(matrix: Float[Tensor, "m m"], x: Float[Tensor, "m *k"], damping: Real = 0.0) -> Float[Tensor, "m *k"]:
