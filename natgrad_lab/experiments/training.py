@@ -1,18 +1,20 @@
 """From a config to the things of a run: network, data, likelihood and optimizer, all made from the one seed."""
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from natgrad_lab import datasets, models
+from natgrad_lab import datasets
+from natgrad_lab.datasets import Dataset
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.experiments.config import ExperimentConfig
+from natgrad_lab.experiments.evaluation import Evaluation
+from natgrad_lab.experiments.networks import MODELS, network
 from natgrad_lab.likelihoods import LIKELIHOODS, Likelihood
 from natgrad_lab.optimizers import METHODS
 from natgrad_lab.shapes import Tensor
-
-HIDDEN = (32, 32)
 
 
 @dataclass
@@ -22,6 +24,8 @@ class Training:
     Attributes:
         inputs, targets: all examples, on the run's device.
         step: steps taken.
+        test: inputs and targets to evaluate on besides; None if the data set has none.
+        evaluations: what was measured so far, in the order of steps.
     """
 
     model: nn.Module
@@ -32,27 +36,45 @@ class Training:
     batch_size: int | None = None
     seed: int = 0
     step: int = 0
+    batch_growth: tuple[int, ...] | None = None
+    test: tuple[Tensor, Tensor] | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of step 0, 1, ...: the s-th piece of its epoch's permutation, a function of seed and step alone."""
-        if self.batch_size is None:
+        """The batch of step 0, 1, ...: a function of seed and step alone.
+
+        It is the s-th piece of its epoch's permutation; while batches grow, each is drawn anew, without replacement.
+        """
+        total = len(self.inputs)
+        size = self.batch_size or total
+        grown = size if self.batch_growth is None else grown_batch_size(step, *self.batch_growth, size)
+        if grown == total:
             return self.inputs, self.targets
-        per_epoch = len(self.inputs) // self.batch_size
-        epoch, piece = divmod(step, per_epoch)
+        epoch, piece = divmod(step, total // size) if grown == size else (step, 0)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.inputs), generator=generator)
-        index = order[piece * self.batch_size : (piece + 1) * self.batch_size].to(self.inputs.device)
+        order = torch.randperm(total, generator=generator)
+        index = order[piece * grown : (piece + 1) * grown].to(self.inputs.device)
         return self.inputs[index], self.targets[index]
+
+
+def grown_batch_size(step: int, first: int, until: int, full: int) -> int:
+    """⌊first · (full / first)^(step / (until − 1))⌋ for step = 0, 1, ..., `full` from step `until` − 1 on.
+
+    References: [MartensGrosse2015] sec. 13, where k = step + 1, first = 1000 and until = 500.
+    """
+    if step >= until - 1 or first >= full:
+        return full
+    return min(full, int(first * (full / first) ** (step / (until - 1))))
 
 
 def prepare(config: ExperimentConfig) -> Training:
     """Build everything a run needs. The same config gives the same numbers.
 
-    Targets that are classes become one-hot rows for a Bernoulli or Gaussian likelihood.
-    Raises: ValueError naming what does not fit: sizes and data, batch and data, method, device.
+    Targets that are classes become one-hot rows for a Bernoulli or Gaussian likelihood; an autoencoder's are its inputs.
+    Raises: ValueError naming what does not fit: sizes and data, batch and data, likelihood and data, method, device.
     """
     dtype, device = getattr(torch, config.dtype), find_device(config.device)
-    data = datasets.load(config.dataset, dtype=dtype)
+    data = load_data(config, dtype)
     if config.num_examples is not None:
         if config.num_examples > len(data):
             raise ValueError(f"num_examples = {config.num_examples}, but {config.dataset} has only {len(data)}.")
@@ -61,31 +83,62 @@ def prepare(config: ExperimentConfig) -> Training:
         raise ValueError(
             f"batch_size = {config.batch_size} is more than the {len(data)} examples. Use at most that, or None for all."
         )
-    likelihood = make_likelihood(config)
-    targets = data.targets
-    if config.likelihood != "categorical" and not targets.is_floating_point():
-        targets = nn.functional.one_hot(targets, data.num_outputs).to(dtype)
-    if config.likelihood == "categorical" and targets.is_floating_point():
-        raise ValueError(f"{config.dataset} has real-valued targets; use likelihood='gaussian' instead of 'categorical'.")
-    sizes = config.sizes or (data.inputs.shape[1], *HIDDEN, data.num_outputs)
-    if (sizes[0], sizes[-1]) != (data.inputs.shape[1], data.num_outputs):
-        raise ValueError(
-            f"sizes {sizes} do not fit {config.dataset}: it has {data.inputs.shape[1]} inputs and {data.num_outputs} "
-            f"outputs, so sizes = ({data.inputs.shape[1]}, ..., {data.num_outputs})."
-        )
-    generator = torch.Generator().manual_seed(config.seed)
-    model = models.mlp(sizes, config.activation, config.bias, generator=generator, dtype=dtype).to(device)
+    if config.batch_growth is not None and config.batch_growth[0] > len(data):
+        raise ValueError(f"batch_growth begins with {config.batch_growth[0]} examples, but there are only {len(data)}.")
+    choices = {"activation": config.activation, "bias": config.bias}
+    choices = {name: value for name, value in choices.items() if value is not None}
+    model = network(config.model, data, tuple(config.sizes), choices, seed=config.seed, dtype=dtype).to(device)
+    likelihood = make_likelihood(config, data)
+    test = load_test(config, dtype)
     return Training(
-        model, likelihood, data.inputs.to(device), targets.to(device), make_optimizer(config, model, likelihood),
-        config.batch_size, config.seed,
+        model, likelihood, data.inputs.to(device), targets_for(likelihood, data).to(device),
+        make_optimizer(config, model, likelihood), config.batch_size, config.seed, batch_growth=config.batch_growth,
+        test=test and (test.inputs.to(device), targets_for(likelihood, test).to(device)),
     )  # fmt: skip
 
 
-def make_likelihood(config: ExperimentConfig) -> Likelihood:
-    """The likelihood that the config names."""
-    if config.likelihood == "gaussian":
-        return LIKELIHOODS["gaussian"](config.variance)
-    return LIKELIHOODS[config.likelihood]()
+def load_data(config: ExperimentConfig, dtype: torch.dtype, **more) -> Dataset:
+    """The data set that the config names; for an autoencoder, with the inputs as targets."""
+    taken = inspect.signature(datasets.DATASETS[config.dataset]).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    for name in config.data_options:
+        if name not in taken and not takes_any:
+            raise ValueError(f"data set {config.dataset!r} takes no {name!r}. It takes: {', '.join(taken)}.")
+    options = {**config.data_options, **more} | ({"dtype": dtype} if "dtype" in taken or takes_any else {})
+    data = datasets.load(config.dataset, **options)
+    autoencodes = config.model in MODELS and MODELS[config.model].is_autoencoder
+    return replace(data, targets=data.inputs, classes=()) if autoencodes else data
+
+
+def load_test(config: ExperimentConfig, dtype: torch.dtype) -> Dataset | None:
+    """The test part, where the data set has one and the config evaluates."""
+    taken = inspect.signature(datasets.DATASETS[config.dataset]).parameters
+    if config.evaluate_every is None or "split" not in taken:
+        return None
+    return load_data(config, dtype, split="test")
+
+
+def targets_for(likelihood: Likelihood, data: Dataset) -> Tensor:
+    """The data's targets as the likelihood takes them: classes as one-hot rows unless it is categorical."""
+    is_categorical, is_real = isinstance(likelihood, LIKELIHOODS["categorical"]), data.targets.is_floating_point()
+    if is_categorical and is_real:
+        raise ValueError(f"{data.name} has real-valued targets; use likelihood='gaussian' instead of 'categorical'.")
+    if is_categorical or is_real:
+        return data.targets
+    return nn.functional.one_hot(data.targets, data.num_outputs).to(data.inputs.dtype)
+
+
+def make_likelihood(config: ExperimentConfig, data: Dataset) -> Likelihood:
+    """The likelihood that the config names; without a name Categorical for classes, Bernoulli for an autoencoder of
+    inputs within [0, 1], Gaussian for all other real targets.
+    """
+    name = config.likelihood
+    if name is None and not data.targets.is_floating_point():
+        name = "categorical"
+    elif name is None:
+        low, high = data.targets.aminmax()
+        name = "bernoulli" if data.targets is data.inputs and low >= 0 and high <= 1 else "gaussian"
+    return LIKELIHOODS[name](config.variance) if name == "gaussian" else LIKELIHOODS[name]()
 
 
 def make_optimizer(config: ExperimentConfig, model: nn.Module, likelihood: Likelihood) -> torch.optim.Optimizer:
@@ -93,11 +146,14 @@ def make_optimizer(config: ExperimentConfig, model: nn.Module, likelihood: Likel
     given = {"lr": config.lr, "damping": config.damping}
     choices = {name: value for name, value in given.items() if value is not None}
     try:
-        return METHODS[config.method](model, likelihood, **choices, **config.options)
+        optimizer = METHODS[config.method](model, likelihood, **choices, **config.options)
     except UnsupportedLayerError:
         raise
     except TypeError as error:
         raise ValueError(f"method {config.method!r} does not take these options: {dict(config.options)} ({error}).") from error
+    if "seed" not in config.options and isinstance(getattr(optimizer, "generator", None), torch.Generator):
+        optimizer.generator.manual_seed(config.seed)
+    return optimizer
 
 
 def find_device(name: str) -> torch.device:

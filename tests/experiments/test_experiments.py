@@ -97,7 +97,7 @@ def test_an_unknown_field_is_refused():
     ({"options": {"ema_decay": 2.0}}, r"ema_decay must be in \[0, 1\); got 2.0"),
     ({"lr": -1.0}, "lr must be a finite number >= 0; got -1.0"),
     ({"damping": -1.0}, "damping must be a finite number >= 0; got -1.0"),
-    ({"dataset": "linear_teacher", "sizes": ()}, "linear_teacher has real-valued targets; use likelihood='gaussian'"),
+    ({"dataset": "linear_teacher", "sizes": (), "likelihood": "categorical"}, "linear_teacher has real-valued targets; use likelihood='gaussian'"),
     ({"likelihood": "gaussian", "variance": 0.0}, "variance that is a positive number; got 0.0"),
 ])  # fmt: skip
 def test_prepare_refuses(choices, words):
