@@ -1,0 +1,221 @@
+"""The natural gradient flow dW_i/dt = −v_i of a deep linear network: its trajectory, its rate, and where it ends too soon."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from natgrad_lab.deep_linear.closed_form import exact_shares, factored
+from natgrad_lab.deep_linear.network import Regression, Weights, chain, checked_layers, regression
+from natgrad_lab.deep_linear.saxe import checked_times
+from natgrad_lab.errors import NumericalWarning
+from natgrad_lab.linalg import zero_level
+from natgrad_lab.shapes import Float, Tensor
+
+_TOLERANCE = 1e-9  # of a step, relative to the weights
+_SMALLEST_STEP = 1e-9  # a flow that needs shorter ones is about to break down
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A trajectory of the natural gradient flow.
+
+    Attributes:
+        times: (T,) those reached, before the breakdown if there is one.
+        weights: the layers at each time.
+        excess_losses: (T,) ½‖E‖² of these weights, the loss above that of the best linear map.
+        predicted: (T,) e^(−2t) times the first; nan where the weights do not reach every change of the function.
+        breakdown: the time at which the flow ends, inf if it does not.
+    """
+
+    times: Float[Tensor, " T"]
+    weights: tuple[tuple[Tensor, ...], ...]
+    excess_losses: Float[Tensor, " T"]
+    predicted: Float[Tensor, " T"]
+    breakdown: float
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast natural gradient learns a deep linear network, as theory has it.
+
+    Attributes:
+        slope: d log(excess loss) / dt: −2 for the flow; for steps of length lr, per unit of time lr, 2 log|1 − lr| / lr, which
+            the excess reaches as E → 0 (from the first step on with one layer). nan if not `onto`.
+        onto: whether every change of the function is in reach, what all of this rests on.
+        breakdown: the time at which the flow ends, inf if none is foreseen.
+        excess_loss: now.
+    """
+
+    slope: float
+    onto: bool
+    breakdown: float
+    excess_loss: float
+
+
+def rate(
+    weights: Weights,
+    inputs: Float[Tensor, "N D"],
+    targets: Float[Tensor, "N C"],
+    *,
+    lr: float = 0.0,
+    output_covariance: Float[Tensor, "C C"] | None = None,
+) -> Rate:
+    """The predicted rate: E(t) = e^(−t) E(0), so that the excess loss falls as e^(−2t).
+
+    Holds whatever depth, widths, data and weights, while the weights reach every change of the function (`onto`), and for
+    every solution of F v = g alike. A step of length lr leaves (1 − lr) E + O(lr² ‖E‖²). Undamped block-diagonal K-FAC
+    is L times as fast, lr in place of lr / L: stable below lr = 2 / L only.
+
+    Args: lr: of discrete steps; 0 is the flow. The rest as `natural_gradient`.
+    References: [Bernacchia2018]; the constants are derived here.
+    """
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr must be a finite number >= 0 (0 is the flow); got {lr}.")
+    layers = checked_layers(weights, inputs, targets)
+    problem = regression(layers, inputs, targets, output_covariance)
+    layers = [layer.double() for layer in layers]
+    net = factored(chain(layers, problem), problem.eps)
+    slope = -2.0 if lr == 0 else 2 * math.log(abs(1 - lr)) / lr if lr != 1 else -math.inf
+    end = breakdown_time(layers, problem) if net.onto else math.inf
+    return Rate(slope if net.onto else math.nan, net.onto, end, float(net.chain.excess()))
+
+
+def flow(
+    weights: Weights,
+    inputs: Float[Tensor, "N D"],
+    targets: Float[Tensor, "N C"],
+    times: Float[Tensor, " T"],
+    *,
+    output_covariance: Float[Tensor, "C C"] | None = None,
+) -> Flow:
+    """The weights under dW_i/dt = −v_i with v the natural gradient (formula "exact"), at the given times.
+
+    While the weights reach every change of the function, the function moves on a straight line, W(t) = W* + e^(−t) (W(0) − W*),
+    and the excess loss falls as e^(−2t). The line may pass a map that the weights cannot follow. With two or more square
+    layers that is one of determinant zero, at t* = log(1 + 1/|μ|) with μ the largest negative real eigenvalue of W(0)⁻¹ W*:
+    the weights move infinitely fast there and the flow ends. Discrete steps jump across it. In other shapes a breakdown is
+    not foreseen, but noticed when the steps shrink to nothing.
+
+    Args: times: from 0, ascending; in the flow's own time, lr · steps of small discrete steps. The rest as `natural_gradient`.
+    Warns: NumericalWarning with the time if the flow ends before the last of `times`; the result ends there.
+    Cost: some tens of natural gradients per unit of time, each step to a relative error of 1e-9 (Dormand and Prince's pair).
+    References: [Bernacchia2018]; the breakdown is derived here.
+    """
+    asked = checked_times(times)
+    layers = checked_layers(weights, inputs, targets)
+    dtype = layers[0].dtype
+    problem = regression(layers, inputs, targets, output_covariance)
+    layers = [layer.double() for layer in layers]
+    first = factored(chain(layers, problem), problem.eps)
+
+    def speed(vector: Tensor) -> Tensor:
+        net = factored(chain(_unflat(vector, layers), problem), problem.eps)
+        return -torch.cat([layer.flatten() for layer in exact_shares(net)])
+
+    end = breakdown_time(layers, problem) if first.onto else math.inf
+    start = torch.cat([layer.flatten() for layer in layers])
+    reached, stuck = integrate(speed, start, [t for t in asked.tolist() if t < end])
+    end = end if stuck is None else stuck
+    if len(reached) < len(asked):
+        warnings.warn(
+            f"the natural gradient flow ends at t = {end:.6g}, where it would have to pass a map of lower rank; "
+            f"{len(asked) - len(reached)} of {len(asked)} times lie beyond and are left out. Start from other weights, or take "
+            "discrete steps, which jump across.",
+            NumericalWarning,
+            stacklevel=2,
+        )
+    path = [_unflat(vector, layers) for vector in reached]
+    excess = torch.stack([chain(each, problem).excess() for each in path]) if path else asked[:0]
+    predicted = torch.exp(-2 * asked[: len(path)]) * (first.chain.excess() if first.onto else math.nan)
+    kept = tuple(tuple(layer.to(dtype) for layer in each) for each in path)
+    return Flow(times[: len(path)], kept, excess.to(dtype), predicted.to(dtype), end)
+
+
+def breakdown_time(layers: list[Tensor], problem: Regression) -> float:
+    """t* = log(1 + 1/|μ|), μ the largest negative real eigenvalue of W(0)⁻¹ W*; inf if there is none.
+
+    None is known for layers that are not square, data that do not determine W*, and a singular W(0). One layer has none.
+    """
+    size = len(problem.root)
+    root = problem.root if problem.constant is None else torch.cat([problem.root, problem.constant])
+    if len(layers) == 1 or any(len(layer) != size for layer in layers) or root.shape[0] > root.shape[1]:
+        return math.inf
+    start = torch.linalg.multi_dot([layer[:, :size] for layer in layers[::-1]])
+    if torch.linalg.matrix_rank(start) < size:
+        return math.inf
+    best = torch.linalg.solve(problem.whiten, torch.linalg.lstsq(root.mT, problem.best.mT).solution.mT)
+    values = torch.linalg.eigvals(torch.linalg.solve(start, best[:, :size]))
+    negative = -values.real[(values.imag == 0) & (values.real < 0)]  # LAPACK's real eigenvalues have no imaginary part at all
+    negative = negative[negative > zero_level(size, values.abs().max())]
+    return math.log1p(1 / float(negative.max())) if len(negative) else math.inf
+
+
+def product_steps(
+    product: Float[Tensor, "D D"], best: Float[Tensor, "D D"], num_layers: int, lr: float, num_steps: int
+) -> Float[Tensor, "K D D"]:
+    """The products W = W_L ⋯ W_1 of square layers under discrete steps of length lr: W ← W (I − (lr/L) W⁻¹ (W − W*))^L.
+
+    Exact at any step length, though no single layer is looked at: an oracle for `natural_gradient` with plain steps.
+
+    Args: product, best: W(0), invertible, and the optimum W*. num_steps: K − 1; the first of the K products is W(0).
+    References: derived here.
+    """
+    found = [product]
+    eye = torch.eye(len(product), dtype=product.dtype, device=product.device)
+    for _ in range(num_steps):
+        W = found[-1]
+        found.append(W @ torch.linalg.matrix_power(eye - lr / num_layers * torch.linalg.solve(W, W - best), num_layers))
+    return torch.stack(found)
+
+
+def _unflat(vector: Tensor, layers: list[Tensor]) -> tuple[Tensor, ...]:
+    parts = vector.split([layer.numel() for layer in layers])
+    return tuple(part.view_as(layer) for part, layer in zip(parts, layers, strict=True))
+
+
+# Dormand and Prince's embedded pair of orders 5 and 4: stages, and the weights of solution and error.
+_STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+def integrate(
+    speed: Callable[[Tensor], Tensor], start: Float[Tensor, " P"], times: list[float]
+) -> tuple[list[Tensor], float | None]:
+    """Values at the times of the solution of dx/dt = speed(x), x(0) = start; and the time at which it got stuck, or None."""
+    x, now, step, reached = start, 0.0, 0.01, []
+    slope = speed(x)
+    for time in times:
+        while now < time:
+            last = time - now <= step
+            trial = time - now if last else step
+            moved, new_slope, error = _step(speed, x, slope, trial)
+            if error <= 1:
+                x, slope, now = moved, new_slope, time if last else now + trial
+            grown = 5.0 if error == 0 else min(5.0, max(0.2, 0.9 * error**-0.2)) if math.isfinite(error) else 0.2
+            step = max(step, trial * grown) if last and error <= 1 else trial * grown
+            if step < _SMALLEST_STEP * max(1.0, now):
+                return reached, now
+        reached.append(x)
+    return reached, None
+
+
+def _step(speed: Callable, x: Tensor, slope: Tensor, step: float) -> tuple[Tensor, Tensor, float]:
+    """One step: the new value, the slope there, and the error in units of the tolerance."""
+    slopes, moved = [slope], x
+    for stage in _STAGES:
+        moved = x + step * sum(a * k for a, k in zip(stage, slopes, strict=True))
+        if not torch.isfinite(moved).all():
+            return moved, slope, math.inf
+        slopes.append(speed(moved))
+    off = step * sum(e * k for e, k in zip(_ERROR, slopes, strict=True)).norm()
+    return moved, slopes[-1], float(off / (_TOLERANCE * torch.maximum(x.norm(), moved.norm()).clamp_min(1e-300)))
