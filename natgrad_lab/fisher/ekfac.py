@@ -88,6 +88,22 @@ def _eigen(block: StructuredMatrix) -> StructuredMatrix:
     return EigenKronecker(left, right, torch.outer(s, t))
 
 
+def rebased(old: BlockDiagonal, basis: BlockDiagonal) -> BlockDiagonal:
+    """`old` in another basis: of each block U diag(s) Uᵀ its diagonal along the new vectors, (VᵀU)∘² s; the trace stays."""
+    pairs = zip(old.blocks, basis.blocks, strict=True)
+    return BlockDiagonal(tuple(_rebased(block, new) for block, new in pairs), note=basis.note)
+
+
+def _rebased(old: StructuredMatrix, basis: StructuredMatrix) -> StructuredMatrix:
+    if isinstance(old, BlockDiagonal):
+        return rebased(old, basis)
+    if not isinstance(old, EigenKronecker):
+        return old
+    left, right = basis.left_vectors.mT @ old.left_vectors, basis.right_vectors.mT @ old.right_vectors
+    values = left.square() @ old.eigenvalues @ right.square().mT
+    return EigenKronecker(basis.left_vectors, basis.right_vectors, values)
+
+
 def _averaged(basis: BlockDiagonal, num_examples: int, each: Iterator[ScorePass]) -> BlockDiagonal:
     """The basis with the variances of all passes."""
     totals: list[Tensor | None] = [None] * len(basis.blocks)

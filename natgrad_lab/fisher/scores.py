@@ -65,10 +65,10 @@ def output_scores(
 
 @dataclass(frozen=True)
 class LayerRows:
-    """One layer's rows of Sᵀ J (K, N) and, if targets of a loss were given, of the loss."""
+    """One layer's rows of Sᵀ J (K, N), None without scores, and, if targets of a loss were given, of the loss."""
 
     layer: Layer
-    rows: RowBlock
+    rows: RowBlock | None
     loss_rows: RowBlock | None
 
 
@@ -85,7 +85,7 @@ class ScorePass:
     """
 
     layout: ParameterLayout
-    fisher_type: str
+    fisher_type: str | None
     outputs: Float[Tensor, "N S C"]
     layers: tuple[LayerRows, ...]
     loss: Float[Tensor, ""] | None
@@ -110,7 +110,7 @@ def score_pass(
     model: nn.Module,
     likelihood: Likelihood,
     inputs: Tensor,
-    fisher_type: str = "exact",
+    fisher_type: str | None = "exact",
     targets: Tensor | None = None,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -124,13 +124,15 @@ def score_pass(
 
     Args:
         inputs: (N, ...). targets, num_samples, generator: as in `output_scores`.
+        fisher_type: as there; None, where `loss_targets` are given: no scores, the loss alone.
         loss_targets: with them the loss and its gradient come from the same pass.
         verify: also check that the weights are finite and that captured pairs reproduce PyTorch's own gradient (a weight
             used twice behind the layer's back would break it) and that examples do not influence each other; costs one
             more backward pass and half a forward pass. Training loops verify the first step of every shape of inputs.
     Raises: as `forward_pass`; ValueError for targets outside the likelihood's domain or a misspelt fisher_type.
     """
-    refuse_choice(likelihood, fisher_type, targets, num_samples)
+    if fisher_type is not None or loss_targets is None:
+        refuse_choice(likelihood, fisher_type, targets, num_samples)
     layout = ParameterLayout(model)
     if verify:
         refuse_weights(layout)
@@ -140,13 +142,16 @@ def score_pass(
     fisher_targets, loss_targets = (
         None if given is None else likelihood.flat_targets(passed.outputs, given).detach() for given in (targets, loss_targets)
     )
-    scores = output_scores(likelihood, outputs, fisher_type, fisher_targets, num_samples, generator)
-    loss, loss_scores, first, num_scores = None, None, 0, scores.shape[0]
+    loss, loss_scores, scores = None, None, []
     if loss_targets is not None:
-        flat, first = outputs.flatten(0, 1), 1
+        flat = outputs.flatten(0, 1)
         loss = likelihood.nll(flat, loss_targets).sum() / len(outputs)
         loss_scores = likelihood.score(flat, loss_targets).view_as(outputs)
-        scores = torch.cat([loss_scores.unsqueeze(0), scores])
+        scores.append(loss_scores.unsqueeze(0))
+    if fisher_type is not None:
+        scores.append(output_scores(likelihood, outputs, fisher_type, fisher_targets, num_samples, generator))
+    first, scores = int(loss_targets is not None), torch.cat(scores)
+    num_scores = len(scores) - first
     vectors = likelihood.from_positions(scores, passed.outputs)
     blocks = captured_rows(passed, vectors)
     if verify:
@@ -155,7 +160,11 @@ def score_pass(
     with quiet_attention():
         blocks |= generic_rows(model, generic, inputs, vectors)
     layers = tuple(
-        LayerRows(layer, blocks[layer.name].select(first, None), blocks[layer.name].select(0, 1) if first else None)
+        LayerRows(
+            layer,
+            blocks[layer.name].select(first, None) if num_scores else None,
+            blocks[layer.name].select(0, 1) if first else None,
+        )
         for layer in layout.layers
     )
     note = _note(generic, len(inputs), len(vectors))

@@ -14,16 +14,26 @@ from natgrad_lab.fisher.scores import ScorePass, score_pass
 from natgrad_lab.likelihoods import Likelihood, check_likelihood
 from natgrad_lab.linalg import check_damping
 from natgrad_lab.optimizers.record import NAN, StepRecord
+from natgrad_lab.optimizers.step_size import ConstantStep, Direction, KLClip, Move
 from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
 
+__all__ = ["Direction", "Evaluation", "FlatOptimizer", "Move", "check_lr", "trained_parameters"]
+
 
 @dataclass(frozen=True)
-class Direction:
-    """A direction d (P,) uphill, and F d with the Fisher it came from (flat order)."""
+class Evaluation:
+    """Objective and gradient at the present parameters, and the pass that a Fisher is estimated from.
 
-    vector: Float[Tensor, " P"]
-    fisher_product: Float[Tensor, " P"]
+    Attributes:
+        loss: mean nll on the batch; objective: the same with the l2 term, if there is one.
+        gradient: of the objective, (P,).
+    """
+
+    loss: float
+    objective: float
+    gradient: Float[Tensor, " P"]
+    scores: ScorePass
 
 
 class FlatOptimizer(Optimizer):
@@ -54,11 +64,10 @@ class FlatOptimizer(Optimizer):
         seed: int = 0,
     ):
         """See the class."""
-        if max_kl is not None and not (math.isfinite(max_kl) and max_kl > 0):
-            raise ValueError(f"max_kl must be a positive number of nats, or None; got {max_kl}.")
+        self.step_size = ConstantStep() if max_kl is None else KLClip(max_kl)
         defaults = {"lr": check_lr(lr), "damping": check_damping(damping)}
         super().__init__(trained_parameters(model, likelihood), defaults)
-        self.model, self.likelihood, self.max_kl = model, likelihood, max_kl
+        self.model, self.likelihood = model, likelihood
         self.num_steps = 0
         self._verified: set[torch.Size] = set()  # shapes of inputs for which a pass was checked
         device = self.param_groups[0]["params"][0].device
@@ -92,37 +101,53 @@ class FlatOptimizer(Optimizer):
         group = self.param_groups[0]
         damping, step = check_damping(group["damping"]), self.num_steps + 1
         known = {"step": step, "lr": check_lr(group["lr"]), "damping": damping, "phases": phases}
-        fisher_targets = targets if self.fisher_type == "empirical" else None
         try:
-            scores = score_pass(
-                self.model, self.likelihood, inputs, self.fisher_type, fisher_targets, self.num_samples, self.generator,
-                loss_targets=targets, verify=getattr(inputs, "shape", None) not in self._verified,
-            )  # fmt: skip
+            now = self._evaluate(inputs, targets)
         except NonFiniteError as error:
             if self.num_steps == 0:
                 raise
             return StepRecord(loss=NAN, status="diverged", message=str(error), **known)
-        self._verified.add(inputs.shape)
-        gradient, loss = scores.gradient(), float(scores.loss)
         phases["pass"] = time.perf_counter() - started
-        known |= {"loss": loss, "grad_norm": float(torch.linalg.vector_norm(gradient))}
-        if not math.isfinite(known["grad_norm"] + loss):
-            return StepRecord(status="diverged", message=f"loss {loss}, gradient norm {known['grad_norm']}", **known)
-        direction = self._direction(gradient, scores, damping, phases)
-        update = -self._lr_vector(scores) * direction.vector
-        slope, curvature = float(gradient @ update), float(update @ (-self._lr_vector(scores) * direction.fisher_product))
-        if self.max_kl is not None and curvature / 2 > self.max_kl:
-            scale = math.sqrt(2 * self.max_kl / curvature)
-            update, slope, curvature = scale * update, scale * slope, scale**2 * curvature
-        known["update_norm"] = float(torch.linalg.vector_norm(update))
+        known |= {"loss": now.loss, "grad_norm": float(torch.linalg.vector_norm(now.gradient))}
+        if not math.isfinite(known["grad_norm"] + now.loss):
+            return StepRecord(status="diverged", message=f"loss {now.loss}, gradient norm {known['grad_norm']}", **known)
+        move = self._propose(now, inputs, damping, phases)
+        known |= {"update_norm": float(torch.linalg.vector_norm(move.update)), "alpha": move.alpha, "mu": move.mu}
         if not math.isfinite(known["update_norm"]):
             return StepRecord(status="diverged", message="the update is not finite; raise the damping", **known)
-        for parameter, part in scores.layout.split(update):
+        known |= self._look_ahead(now, move, inputs, targets, damping)
+        for parameter, part in now.scores.layout.split(move.update):
             parameter.add_(part)
         self.num_steps = step
         known["seconds"] = time.perf_counter() - started
         phases["update"] = known["seconds"] - sum(phases.values())
-        return StepRecord(predicted_decrease=-(slope + curvature / 2), kl=curvature / 2, **known)
+        return StepRecord(predicted_decrease=-move.predicted_change, kl=move.curvature / 2, **known)
+
+    def _evaluate(self, inputs: Tensor, targets: Tensor) -> Evaluation:
+        """Loss, gradient and scores, from one pass."""
+        fisher_targets = targets if self.fisher_type == "empirical" else None
+        scores = self._pass(inputs, self.fisher_type, fisher_targets, loss_targets=targets)
+        gradient, loss = scores.gradient(), float(scores.loss)
+        return Evaluation(loss, loss, gradient, scores)
+
+    def _pass(self, inputs: Tensor, fisher_type: str | None, targets: Tensor | None, **choices) -> ScorePass:
+        """`score_pass` with this optimizer's samples; the first one of every shape of inputs is verified."""
+        known = getattr(inputs, "shape", None)
+        scores = score_pass(
+            self.model, self.likelihood, inputs, fisher_type, targets, self.num_samples, self.generator,
+            verify=known not in self._verified, **choices,
+        )  # fmt: skip
+        self._verified.add(known)
+        return scores
+
+    def _propose(self, now: Evaluation, inputs: Tensor, damping: float, phases: dict) -> Move:
+        """What to add to the parameters."""
+        direction = self._direction(now.gradient, now.scores, damping, phases)
+        return self.step_size.move(direction, now.gradient, self._lr_vector(now.scores))
+
+    def _look_ahead(self, now: Evaluation, move: Move, inputs: Tensor, targets: Tensor, damping: float) -> dict:
+        """What an adaptive method learns of a move before it is made, as fields of the record."""
+        return {}
 
     def _lr_vector(self, scores: ScorePass) -> float | Tensor:
         """The learning rate: one number, or one per parameter (P,) where groups differ."""

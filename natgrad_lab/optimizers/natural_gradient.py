@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -10,37 +10,12 @@ from natgrad_lab.fisher.natural_gradient import ExactFisher
 from natgrad_lab.fisher.scores import FISHER_TYPES, ScorePass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.names import known
-from natgrad_lab.optimizers.base import Direction, FlatOptimizer
+from natgrad_lab.optimizers.base import Direction, Evaluation, FlatOptimizer
+from natgrad_lab.optimizers.estimate import FisherEstimate, Statistics
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import StructuredMatrix, from_state
 
-
-@dataclass(frozen=True)
-class FisherEstimate:
-    """How a running Fisher is made: from which scores, averaged how, refreshed how often.
-
-    Attributes:
-        from_scores: ScorePass → structure, as `fisher.kfac.kfac_from_scores`.
-        fisher_type, num_samples: of the scores.
-        ema_decay: weight of the old estimate, min(1 − 1/k, ema_decay) at the k-th refresh, so that the first counts fully.
-        update_every, invert_every: steps between refreshes, and between inversions.
-    """
-
-    from_scores: Callable[[ScorePass], StructuredMatrix]
-    fisher_type: str = "exact"
-    num_samples: int = 1
-    ema_decay: float = 0.0
-    update_every: int = 1
-    invert_every: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
-        known(self.fisher_type, FISHER_TYPES, "fisher_type")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1); got {self.ema_decay}. 0 keeps only the newest Fisher.")
-        for name in ("num_samples", "update_every", "invert_every"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer; got {value!r}.")
+__all__ = ["ExactNaturalGradient", "FisherEstimate", "NaturalGradient"]
 
 
 class NaturalGradient(FlatOptimizer):
@@ -64,41 +39,63 @@ class NaturalGradient(FlatOptimizer):
         super().__init__(model, likelihood, **choices)
         self.estimate, self.invert = estimate, invert
         self.fisher_type, self.num_samples = estimate.fisher_type, estimate.num_samples
-        self.fisher: StructuredMatrix | None = None
+        self.statistics: Statistics = ()
         self.inverse: StructuredMatrix | None = None
         self._refreshes, self._inverted_damping = 0, None
 
+    @property
+    def fisher(self) -> StructuredMatrix | None:
+        """The running Fisher; None before the first step."""
+        return self.statistics[-1] if self.statistics else None
+
+    def _evaluate(self, inputs: Tensor, targets: Tensor) -> Evaluation:
+        """Scores only where the Fisher is refreshed; from a pass of their own where they are those of a part of the batch."""
+        due = self.estimate.is_update_due(self.num_steps)
+        if due and self.estimate.fraction == 1:
+            return super()._evaluate(inputs, targets)
+        plain = self._pass(inputs, None, None, loss_targets=targets)
+        scores, gradient, loss = plain, plain.gradient(), float(plain.loss)
+        if due:
+            part = slice(self.estimate.num_examples(len(inputs)))
+            scores = self._pass(inputs[part], self.fisher_type, targets[part] if self.fisher_type == "empirical" else None)
+        return Evaluation(loss, loss, gradient, scores)
+
     def _direction(self, gradient: Tensor, scores: ScorePass, damping: float, phases: dict) -> Direction:
         started = time.perf_counter()
-        if self.num_steps % self.estimate.update_every == 0:
-            self._refresh(scores)
+        self._refresh(scores)
         phases["fisher"] = time.perf_counter() - started
         started = time.perf_counter()
-        if self.num_steps % self.estimate.invert_every == 0 or damping != self._inverted_damping:
-            self.inverse, self._inverted_damping = self.invert(self.fisher, damping), damping
-        vector = self.inverse.matmul(gradient)
+        vector = self._inverted(damping).matmul(gradient)
         phases["solve"] = time.perf_counter() - started
-        return Direction(vector, self.fisher.matmul(vector))
+        return Direction(vector, self.fisher.matmul(vector), self.fisher.matmul)
 
     def _refresh(self, scores: ScorePass) -> None:
-        new = self.estimate.from_scores(scores)
+        """Average the batch's statistics in, where they are due."""
+        if not self.estimate.is_update_due(self.num_steps):
+            return
         self._refreshes += 1
-        decay = min(1 - 1 / self._refreshes, self.estimate.ema_decay)
-        self.fisher = new if decay == 0 else self.fisher.map(lambda old, now: now.lerp(old, decay), new)
+        decay = self.estimate.decay(self._refreshes)
+        self.statistics = self.estimate.refreshed(self.statistics, scores, decay, self.num_steps)
+
+    def _inverted(self, damping: float) -> StructuredMatrix:
+        """The inverse at this damping: the one at hand where it is that and not due."""
+        if damping != self._inverted_damping or self.estimate.is_inverse_due(self.num_steps):
+            self.inverse, self._inverted_damping = self.invert(self.fisher, damping), damping
+        return self.inverse
 
     def _memory(self) -> tuple:
-        return self.fisher, self.inverse, self._refreshes, self._inverted_damping
+        return self.statistics, self.inverse, self._refreshes, self._inverted_damping
 
     def _remember(self, *memory: object) -> None:
-        self.fisher, self.inverse, self._refreshes, self._inverted_damping = memory
+        self.statistics, self.inverse, self._refreshes, self._inverted_damping = memory
 
     def _own_state(self) -> dict:
-        structures = {"fisher": self.fisher, "inverse": self.inverse}
-        saved = {name: matrix.state() for name, matrix in structures.items() if matrix is not None}
+        saved = {} if self.inverse is None else {"inverse": self.inverse.state()}
+        saved["statistics"] = [matrix.state() for matrix in self.statistics]
         return saved | {"refreshes": self._refreshes, "inverted_damping": self._inverted_damping}
 
     def _load_own_state(self, state: dict) -> None:
-        self.fisher = from_state(state["fisher"]) if "fisher" in state else None
+        self.statistics = tuple(from_state(matrix) for matrix in state["statistics"])
         self.inverse = from_state(state["inverse"]) if "inverse" in state else None
         self._refreshes, self._inverted_damping = state["refreshes"], state["inverted_damping"]
 
@@ -113,12 +110,17 @@ class ExactNaturalGradient(FlatOptimizer):
     def __init__(self, model: nn.Module, likelihood: Likelihood, *, fisher_type: str = "exact", **choices):
         """See the class."""
         super().__init__(model, likelihood, **choices)
-        FisherEstimate(ExactFisher, fisher_type)  # refuses a name that does not exist
-        self.fisher_type = fisher_type
+        self.fisher_type = known(fisher_type, FISHER_TYPES, "fisher_type")
         self.solution = None
 
     def _direction(self, gradient: Tensor, scores: ScorePass, damping: float, phases: dict) -> Direction:
         started = time.perf_counter()
-        self.solution = ExactFisher(scores, self.likelihood).solve(damping)
+        fisher = ExactFisher(scores, self.likelihood)
+        self.solution = fisher.solve(damping)
         phases["solve"] = time.perf_counter() - started
-        return Direction(self.solution.direction, self.solution.fisher_product)
+        product = partial(_in_float64, fisher.rows.matmul)
+        return Direction(self.solution.direction, self.solution.fisher_product, product)
+
+
+def _in_float64(product: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+    return product(vector.double()).to(vector.dtype)
