@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from natgrad_lab import __version__
 from natgrad_lab.cli.compare import compare
+from natgrad_lab.cli.reproduce import reproduce
 from natgrad_lab.environment import checkout
 
 PASS_ON = {"ignore_unknown_options": True}
@@ -202,3 +203,4 @@ def run(
 
 
 app.command()(compare)
+app.command()(reproduce)

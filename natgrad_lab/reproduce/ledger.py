@@ -1,0 +1,66 @@
+"""The page of all reproductions, made from the JSON files that are kept and from nothing else."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from natgrad_lab.reproduce.base import WORDS
+from natgrad_lab.reproduce.registry import REPRODUCTIONS
+
+KEPT = Path("benchmarks") / "reproduce"
+_HEAD = """# Reproductions
+
+Figures of the papers, remade by `natgrad reproduce NAME`. Each criterion was fixed before measuring; each verdict is one of:
+{words}. Numbers are medians over seeds (least … most), read from `benchmarks/reproduce/NAME.json`, which holds every seed.
+This page is written by `natgrad reproduce --page docs/reproductions.md`.
+
+| figure | verdict | seeds | computed in |
+|---|---|---|---|
+"""
+
+
+def kept_results(root: Path | None) -> dict[str, dict]:
+    """name → result of every JSON in `benchmarks/reproduce` of the checkout `root`; {} without a checkout."""
+    folder = root / KEPT if root is not None else None
+    if folder is None or not folder.is_dir():
+        return {}
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {name: found[name] for name in REPRODUCTIONS if name in found}
+
+
+def ledger_page(kept: Mapping[str, dict]) -> str:
+    """The page in Markdown: a table of verdicts, then every reproduction with its checks."""
+    head = _HEAD.format(words=", ".join(f"*{word}*" for word in WORDS))
+    rows = [_row(name, kept.get(name)) for name in REPRODUCTIONS]
+    return head + "\n".join(rows) + "\n" + "".join(_section(name, kept.get(name)) for name in REPRODUCTIONS)
+
+
+def _row(name: str, result: dict | None) -> str:
+    if result is None:
+        return f"| [{name}](#{name}) | no result kept | | |"
+    return f"| [{name}](#{name}) | {result['verdict']['word']} | {len(result['seeds'])} | {_time(result['seconds'])} |"
+
+
+def _section(name: str, result: dict | None) -> str:
+    each = REPRODUCTIONS[name]
+    texts = f"**{each.title}** {each.claim}", f"Source: {each.source}.", f"Criterion: {each.criterion}."
+    lines = ["", f"## {name}", *(part for text in texts for part in ("", text))]
+    if result is None:
+        return "\n".join([*lines, "", f"No result is kept. `natgrad reproduce {name}` measures it.", ""])
+    verdict = result["verdict"]
+    why = f" ({verdict['why']})" if verdict["why"] else ""
+    lines += ["", f"Verdict: **{verdict['word']}**{why}."]
+    if verdict["checks"]:
+        lines += ["", "| asked | measured | |", "|---|---|---|"]
+        lines += [f"| {c['text']} | {c['measured']} | {'yes' if c['passed'] else '**no**'} |" for c in verdict["checks"]]
+    machines = "; ".join(
+        f"{about['device']}, {about['threads']} thread{'s' if about['threads'] != 1 else ''}, torch {about['torch']}"
+        for about in result["about"]
+    )
+    if machines:
+        lines += ["", f"Scale {result['scale']}, {len(result['seeds'])} seeds, {_time(result['seconds'])} on {machines}."]
+    return "\n".join([*lines, ""])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
