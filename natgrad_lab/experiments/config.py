@@ -27,6 +27,7 @@ class ExperimentConfig:
         batch_size: None for full batches; else each epoch is a new permutation cut into whole batches.
         batch_growth: (first, until): batches grow exponentially from `first` examples at step 1 to `batch_size` at step
             `until`, as in [MartensGrosse2015] sec. 13. None: they do not grow.
+        test_fraction: held back for testing, of a data set that has no test part of its own.
         evaluate_every: loss and error on the training and the test set before the first step and after every so many.
         evaluate_examples: on the first so many examples only; None for all.
         steps: at most. seed: of weights, batches and sampled targets.
@@ -52,6 +53,7 @@ class ExperimentConfig:
     model: str = "mlp"
     data_options: Mapping[str, object] = field(default_factory=dict)
     batch_growth: Sequence[int] | None = None
+    test_fraction: float | None = None
     evaluate_every: int | None = None
     evaluate_examples: int | None = None
 
@@ -104,7 +106,7 @@ def _growth(growth: Sequence[int], batch_size: int | None) -> tuple[int, ...]:
     growth = tuple(growth)
     if len(growth) != 2 or any(type(value) is not int or value < 1 for value in growth) or growth[1] < 2:
         raise ValueError(
-            f"batch_growth must be (first, until): examples at step 1, and the step, at least 2, of the first full batch; got {growth}."
+            f"batch_growth must be (first, until): examples at step 1, and the step >= 2 of the first full batch; got {growth}."
         )
     if batch_size is not None and growth[0] > batch_size:
         raise ValueError(f"batch_growth begins with {growth[0]} examples, more than batch_size = {batch_size}.")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from natgrad_lab.errors import NonFiniteError, NotPositiveDefiniteError
 from natgrad_lab.experiments.config import ExperimentConfig
+from natgrad_lab.experiments.evaluation import Evaluation, loss_and_error
 from natgrad_lab.experiments.storage import RunFolder
 from natgrad_lab.experiments.training import Training, prepare
 from natgrad_lab.optimizers import StepRecord
@@ -23,19 +24,30 @@ def run(
 
     A run that diverges, or whose damped Fisher can no longer be inverted, ends with a record whose `status` and `message`
     say so; its records and its last good checkpoint are kept. An error at the first step is raised: nothing is lost by it.
+    What `config.evaluate_every` asks for is appended to `training.evaluations`.
 
     Args:
         training: what to train, if it was prepared (or built from one's own model) before; made from `config` otherwise.
-        folder: where to keep config, records and checkpoints; nothing is written without it.
+        folder: where to keep config, records and checkpoints; nothing is written without it. It is locked until the
+            iteration ends or is closed.
         resume: continue the run in `folder`. On the CPU with the same number of threads the result is bit for bit that of
             an uninterrupted run.
         checkpoint_every: steps between checkpoints; one more is written when the iteration ends or is closed.
     Raises: ValueError, before the first step, for a folder that cannot be written or holds another run; as `prepare`.
+        OSError if something cannot be written later; the last good checkpoint stays.
     """
-    store = RunFolder(folder) if folder is not None else None
-    training = training if training is not None else prepare(config)
-    if store is not None:
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be a positive number of steps; got {checkpoint_every}.")
+    if folder is None:
+        return _steps(config, prepare(config) if training is None else training, None, checkpoint_every)
+    store = RunFolder(folder)
+    store.lock()
+    try:
+        training = prepare(config) if training is None else training
         (store.resume if resume else store.begin)(config, training)
+    except BaseException:
+        store.unlock()
+        raise
     return _steps(config, training, store, checkpoint_every)
 
 
@@ -43,8 +55,9 @@ def _steps(
     config: ExperimentConfig, training: Training, store: RunFolder | None, checkpoint_every: int
 ) -> Iterator[StepRecord]:
     saved = training.step
-    whole = True  # whether model and optimizer are those after training.step steps, not of an interrupted one
+    whole = True  # whether everything is as after training.step steps, not as in the middle of one
     try:
+        _evaluate(config, training, store)
         while training.step < config.steps:
             whole = False
             record = _step(training)
@@ -55,14 +68,19 @@ def _steps(
                 yield record
                 return
             training.step += 1
-            whole = True
+            _evaluate(config, training, store)
             if store is not None and training.step % checkpoint_every == 0:
                 store.save(training)
                 saved = training.step
+            whole = True
             yield record
     finally:
-        if store is not None and whole and training.step > saved:
-            store.save(training)
+        if store is not None:
+            try:
+                if whole and training.step > saved:
+                    store.save(training)
+            finally:
+                store.unlock()
 
 
 def _step(training: Training) -> StepRecord:
@@ -74,3 +92,18 @@ def _step(training: Training) -> StepRecord:
             raise
         record = StepRecord(training.step + 1, float("nan"), status="failed", message=str(error))
     return replace(record, step=training.step + 1)
+
+
+def _evaluate(config: ExperimentConfig, training: Training, store: RunFolder | None) -> None:
+    """Measure, where `config` asks for it after this step and it was not done yet."""
+    done = training.evaluations and training.evaluations[-1].step == training.step
+    if config.evaluate_every is None or training.step % config.evaluate_every or done:
+        return
+    values = []
+    for inputs, targets in filter(None, ((training.inputs, training.targets), training.test)):
+        few = slice(config.evaluate_examples)
+        values += loss_and_error(training.model, training.likelihood, inputs[few], targets[few])
+    evaluation = Evaluation(training.step, *values)
+    if store is not None:
+        store.append_evaluation(evaluation)
+    training.evaluations.append(evaluation)

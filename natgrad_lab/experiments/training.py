@@ -1,7 +1,7 @@
 """From a config to the things of a run: network, data, likelihood and optimizer, all made from the one seed."""
 
 import inspect
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ def prepare(config: ExperimentConfig) -> Training:
     Raises: ValueError naming what does not fit: sizes and data, batch and data, likelihood and data, method, device.
     """
     dtype, device = getattr(torch, config.dtype), find_device(config.device)
-    data = load_data(config, dtype)
+    data, test = load_data(config, dtype)
     if config.num_examples is not None:
         if config.num_examples > len(data):
             raise ValueError(f"num_examples = {config.num_examples}, but {config.dataset} has only {len(data)}.")
@@ -87,35 +87,35 @@ def prepare(config: ExperimentConfig) -> Training:
         raise ValueError(f"batch_growth begins with {config.batch_growth[0]} examples, but there are only {len(data)}.")
     choices = {"activation": config.activation, "bias": config.bias}
     choices = {name: value for name, value in choices.items() if value is not None}
-    model = network(config.model, data, tuple(config.sizes), choices, seed=config.seed, dtype=dtype).to(device)
+    model = network(config.model, data, config.sizes, choices, seed=config.seed, dtype=dtype).to(device)
     likelihood = make_likelihood(config, data)
-    test = load_test(config, dtype)
     return Training(
-        model, likelihood, data.inputs.to(device), targets_for(likelihood, data).to(device),
-        make_optimizer(config, model, likelihood), config.batch_size, config.seed, batch_growth=config.batch_growth,
-        test=test and (test.inputs.to(device), targets_for(likelihood, test).to(device)),
+        model, likelihood, *_tensors(likelihood, data, device), make_optimizer(config, model, likelihood), config.batch_size,
+        config.seed, batch_growth=config.batch_growth, test=test and _tensors(likelihood, test, device),
     )  # fmt: skip
 
 
-def load_data(config: ExperimentConfig, dtype: torch.dtype, **more) -> Dataset:
-    """The data set that the config names; for an autoencoder, with the inputs as targets."""
+def load_data(config: ExperimentConfig, dtype: torch.dtype) -> tuple[Dataset, Dataset | None]:
+    """The data set that the config names, and the test part if there is one; for an autoencoder the targets are the inputs."""
     taken = inspect.signature(datasets.DATASETS[config.dataset]).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    for name in config.data_options:
-        if name not in taken and not takes_any:
-            raise ValueError(f"data set {config.dataset!r} takes no {name!r}. It takes: {', '.join(taken)}.")
-    options = {**config.data_options, **more} | ({"dtype": dtype} if "dtype" in taken or takes_any else {})
-    data = datasets.load(config.dataset, **options)
-    autoencodes = config.model in MODELS and MODELS[config.model].is_autoencoder
-    return replace(data, targets=data.inputs, classes=()) if autoencodes else data
+    options = {**config.data_options} | ({"dtype": dtype} if "dtype" in taken or takes_any else {})
+    data, test = datasets.load(config.dataset, **options), None
+    if config.test_fraction is not None:
+        if "split" in taken:
+            raise ValueError(f"{config.dataset} has a test part of its own; leave test_fraction out.")
+        data, test = datasets.train_test(data, config.test_fraction)
+    elif config.evaluate_every is not None and "split" in taken:
+        test = datasets.load(config.dataset, **{**options, "split": "test"})
+    if config.model in MODELS and MODELS[config.model].is_autoencoder:
+        return datasets.autoencoding(data), test and datasets.autoencoding(test)
+    return data, test
 
 
-def load_test(config: ExperimentConfig, dtype: torch.dtype) -> Dataset | None:
-    """The test part, where the data set has one and the config evaluates."""
-    taken = inspect.signature(datasets.DATASETS[config.dataset]).parameters
-    if config.evaluate_every is None or "split" not in taken:
-        return None
-    return load_data(config, dtype, split="test")
+def _tensors(likelihood: Likelihood, data: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and targets on the device; an autoencoder's once."""
+    inputs, targets = data.inputs.to(device), targets_for(likelihood, data)
+    return inputs, inputs if targets is data.inputs else targets.to(device)
 
 
 def targets_for(likelihood: Likelihood, data: Dataset) -> Tensor:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from natgrad_lab.experiments import ExperimentConfig, RunFolder, StepRecord, prepare, run
+from natgrad_lab.experiments.storage import FORMAT
 from natgrad_lab.optimizers import METHODS
 
 methods = pytest.mark.parametrize("method", METHODS)
@@ -97,7 +98,8 @@ def test_an_unknown_field_is_refused():
     ({"options": {"ema_decay": 2.0}}, r"ema_decay must be in \[0, 1\); got 2.0"),
     ({"lr": -1.0}, "lr must be a finite number >= 0; got -1.0"),
     ({"damping": -1.0}, "damping must be a finite number >= 0; got -1.0"),
-    ({"dataset": "linear_teacher", "sizes": (), "likelihood": "categorical"}, "linear_teacher has real-valued targets; use likelihood='gaussian'"),
+    ({"dataset": "linear_teacher", "sizes": (), "likelihood": "categorical"},
+     "linear_teacher has real-valued targets; use likelihood='gaussian'"),
     ({"likelihood": "gaussian", "variance": 0.0}, "variance that is a positive number; got 0.0"),
 ])  # fmt: skip
 def test_prepare_refuses(choices, words):
@@ -168,7 +170,7 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
 def test_a_folder_holds_config_versions_records_and_checkpoint(tmp_path):
     folder = RunFolder(tmp_path / "a" / "run")
     records = list(run(SMALL, folder=folder.path, checkpoint_every=4))
-    assert sorted(os.listdir(folder.path)) == ["about.json", "checkpoint.pt", "config.json", "records.jsonl"]
+    assert sorted(os.listdir(folder.path)) == [".lock", "about.json", "checkpoint.pt", "config.json", "records.jsonl"]
     assert ExperimentConfig.from_json(folder.config_path.read_text()) == SMALL
     assert [repr(r) for r in folder.records()] == [repr(r) for r in records]
     about = json.loads((folder.path / "about.json").read_text())
@@ -309,7 +311,7 @@ class Code:
 
 def broken_checkpoints(path):
     other = prepare(replace(SMALL, sizes=(64, 6, 10)))
-    state = {"format": "natgrad_lab checkpoint 1", "step": 3, "model": other.model.state_dict(), "optimizer": {}}
+    state = {"format": FORMAT, "config": SMALL.to_json(), "step": 3, "model": other.model.state_dict(), "optimizer": {}}
     content = path.read_bytes()
     return {
         "cut short": lambda: path.write_bytes(content[: len(content) // 2]),
