@@ -262,16 +262,17 @@ def numpy_factors(weights, x, sampled=None):
 
 
 def numpy_kfac_direction(factors, grads, damping, form):
-    """Per layer: (G + √λ/π I)⁻¹ g (A + π√λ I)⁻¹, or (G ⊗ A + λI)⁻¹ vec g solved whole."""
+    """Per layer: (G + √λ/π I)⁻¹ g (A + π√λ I)⁻¹ ("root": with π = 1, over L), or (G ⊗ A + λI)⁻¹ vec g solved whole."""
     directions = []
     for (G, A), g in zip(factors, grads, strict=True):
         if form == "exact":
             whole = np.kron(G, A) + damping * np.eye(g.size)
             directions.append(np.linalg.solve(whole, g.reshape(-1)).reshape(g.shape))
         else:
-            pi = np.sqrt((np.trace(A) / len(A)) / (np.trace(G) / len(G)))
+            pi = 1.0 if form == "root" else np.sqrt((np.trace(A) / len(A)) / (np.trace(G) / len(G)))
             left, right = G + np.sqrt(damping) / pi * np.eye(len(G)), A + np.sqrt(damping) * pi * np.eye(len(A))
-            directions.append(np.linalg.solve(left, np.linalg.solve(right, g.T).T))
+            share = 1 / len(grads) if form == "root" else 1.0
+            directions.append(share * np.linalg.solve(left, np.linalg.solve(right, g.T).T))
     return directions
 
 

@@ -11,6 +11,7 @@ from natgrad_lab.names import known
 from natgrad_lab.optimizers.baselines import SGD, Adam
 from natgrad_lab.optimizers.damping import INVERSES
 from natgrad_lab.optimizers.natural_gradient import ExactNaturalGradient, FisherEstimate, NaturalGradient
+from natgrad_lab.optimizers.online_ngd import online_ngd
 
 
 def sgd(model: nn.Module, likelihood: Likelihood, *, lr: float = 0.5, damping: float | None = None) -> SGD:
@@ -71,4 +72,4 @@ class _Methods(dict[str, Callable[..., Optimizer]]):
         return self[known(name, self, "method")]  # raises, with the nearest name
 
 
-METHODS = _Methods(sgd=sgd, momentum=momentum, adam=adam, exact_ngd=exact_ngd, kfac=kfac)
+METHODS = _Methods(sgd=sgd, momentum=momentum, adam=adam, exact_ngd=exact_ngd, kfac=kfac, online_ngd=online_ngd)

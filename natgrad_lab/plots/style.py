@@ -15,10 +15,11 @@ import numpy as np
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
+OLIVE = "#999933"  # not of that set, told apart from it all the same
 GREY = "#808080"  # things that belong to no method; readable on white and on black
 
 METHOD_COLOURS = {
-    "sgd": ORANGE, "momentum": PURPLE, "adam": SKY, "exact_ngd": VERMILLION, "kfac": GREEN,
+    "sgd": ORANGE, "momentum": PURPLE, "adam": SKY, "exact_ngd": VERMILLION, "kfac": GREEN, "online_ngd": OLIVE,
 }  # fmt: skip
 EXACT = BLUE  # quantities of the exact Fisher
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'

@@ -30,7 +30,7 @@ from natgrad_lab.optimizers import METHODS, StepRecord
 methods = pytest.mark.parametrize("method", METHODS)
 SECOND_ORDER = [name for name in METHODS if name not in ("sgd", "momentum", "adam")]
 natural = pytest.mark.parametrize("method", SECOND_ORDER)
-LR = {"sgd": 0.3, "momentum": 0.1, "adam": 0.02, "exact_ngd": 0.3, "kfac": 0.1}
+LR = {"sgd": 0.3, "momentum": 0.1, "adam": 0.02, "exact_ngd": 0.3, "kfac": 0.1, "online_ngd": 0.1}
 
 
 def made(method, case, **choices):
@@ -107,13 +107,13 @@ def numpy_step(method, weights, x, y, lr, damping, state):
         flat = np.linalg.solve(numpy_fisher(weights, x) + damping * np.eye(len(flat)), flat)
         ends = np.cumsum([g.size for g in grads])[:-1]
         grads = [part.reshape(g.shape) for part, g in zip(np.split(flat, ends), grads, strict=True)]
-    if method.startswith("kfac"):
+    if method.startswith(("kfac", "online_ngd")):
         new, decay = numpy_factors(weights, x), min(1 - 1 / t, 0.95)
         old = state.get("factors", new)
         state["factors"] = [
             tuple(decay * a + (1 - decay) * b for a, b in zip(*pair, strict=True)) for pair in zip(old, new, strict=True)
         ]
-        grads = numpy_kfac_direction(state["factors"], grads, damping, method.partition(" ")[2])
+        grads = numpy_kfac_direction(state["factors"], grads, damping, method.partition(" ")[2] or "root")
     return [w - lr * g for w, g in zip(weights, grads, strict=True)]
 
 
@@ -124,6 +124,7 @@ VARIANTS = {
     "exact_ngd": {},
     "kfac factored": {"fisher_type": "exact", "damping_form": "factored"},
     "kfac exact": {"fisher_type": "exact", "damping_form": "exact"},
+    "online_ngd": {"fisher_type": "exact"},
 }
 
 
@@ -340,7 +341,7 @@ def test_frozen_parameters_do_not_move(method):
 @methods
 def test_a_layer_frozen_later_does_not_move_either(method):
     case = random_case((3, 4, 4, 3), num_examples=9)
-    optimizer = made(method, case, **({"ema_decay": 0.0} if method == "kfac" else {}))
+    optimizer = made(method, case, **({"ema_decay": 0.0} if method in ("kfac", "online_ngd") else {}))
     optimizer.step(case.inputs, case.targets)
     case.model[2].requires_grad_(False)
     case.model[2].weight.grad = torch.ones(4, 4)
@@ -453,7 +454,7 @@ def test_a_diverging_run_ends_with_a_record_and_finite_parameters(method, dtype,
             break
         assert torch.isfinite(parameters_of(case.model)).all()
     else:
-        assert method in ("adam", "kfac")  # Adam's steps are bounded by lr, which float64 can bear
+        assert method in ("adam", "kfac", "online_ngd")  # Adam's steps are bounded by lr, which float64 can bear
         return
     assert torch.equal(parameters_of(case.model), before)
 
@@ -526,7 +527,7 @@ def test_exact_ngd_says_its_route_and_residual():
 
 
 def test_methods_are_the_five_and_flatten_is_what_it_says():
-    assert list(METHODS) == ["sgd", "momentum", "adam", "exact_ngd", "kfac"]
+    assert list(METHODS) == ["sgd", "momentum", "adam", "exact_ngd", "kfac", "online_ngd"]
     model = nn.Linear(2, 2)
     assert torch.equal(flatten(model, list(model.parameters())), torch.cat([model.weight, model.bias[:, None]], 1).flatten())
     assert linears(model) == [model]
