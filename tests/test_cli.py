@@ -115,7 +115,7 @@ def test_a_diverged_run_says_so_and_keeps_what_it_had(capsys, tmp_path):
 def test_interrupting_a_run_keeps_it(capsys, tmp_path, monkeypatch):
     from natgrad_lab.cli import run as run_command
 
-    def interrupted(records, config, console):
+    def interrupted(records, config, folder, console):
         next(records)
         raise KeyboardInterrupt
 
