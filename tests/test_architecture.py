@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "natgrad_lab"
 
 # Top to bottom: a room may import those above it.
 ROOMS = [
-    "environment", "errors", "names", "shapes", "progress", "linalg", "structures", "distributed", "likelihoods", "models",
-    "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear", "optimizers", "metrics", "validation",
+    "environment", "errors", "names", "shapes", "progress", "linalg", "structures", "roots", "distributed", "likelihoods",
+    "models", "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear", "optimizers", "metrics", "validation",
     "experiments", "plots", "comparison", "reproduce", "widgets", "notebooks", "jupyter", "suite", "bench", "doctor", "cli",
     "bootstrap", "__main__",
 ]  # fmt: skip
@@ -24,6 +24,8 @@ OUTSIDE = {  # room or file -> what else it may import; rooms not named here may
     "__main__": set(),
     "shapes": {"torch", "jaxtyping"},
     "progress": {"rich"},
+    "datasets/download.py": {"pooch", "rich"},
+    "datasets/cifar10.py": {"torch", "numpy", "PIL"},
     "widgets/controller.py": set(),
     "widgets/registry.py": set(),
     "widgets/history.py": set(),
