@@ -67,7 +67,7 @@ def test_version(capsys):
 def test_data_lists_every_set_with_its_licence(capsys):
     code, out, _ = natgrad(capsys, "data")
     assert code == 0
-    assert "digits: 1797 examples, 64 inputs, 10 outputs" in out and "licence CC BY 4.0" in out
+    assert "digits: 1797 handwritten digits, 8 x 8, 10 classes; shipped" in out and "licence CC BY 4.0" in out
     assert "gaussian_blobs" in out and "linear_teacher" in out
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from natgrad_lab import __version__
 from natgrad_lab.cli.compare import compare
+from natgrad_lab.cli.data import data
 from natgrad_lab.cli.reproduce import reproduce
 from natgrad_lab.environment import checkout
 
@@ -146,17 +147,6 @@ def notebooks(
 
 
 @app.command()
-def data():
-    """List the data sets, their origins and licences."""
-    from natgrad_lab import datasets
-
-    for name, make in datasets.DATASETS.items():
-        one = make()
-        console.print(f"[bold]{name}[/]: {len(one)} examples, {one.inputs.shape[1]} inputs, {one.num_outputs} outputs")
-        console.print(f"  {one.source}; licence {one.licence}", highlight=False)
-
-
-@app.command()
 def bench(
     what: Annotated[str, typer.Argument(help="dense, step, natural, autoencoder, spectrum, overview, factors or peers.")],
     sizes: Annotated[str | None, typer.Option(help="Widths, as 784,512,256,10; 64,32,32,10 if not given.")] = None,
@@ -203,4 +193,5 @@ def run(
 
 
 app.command()(compare)
+app.command()(data)
 app.command()(reproduce)

@@ -20,7 +20,7 @@ console = Console()
 
 def compare(
     model: Annotated[str | None, typer.Option(help="my.py:make, a module or what makes one. RUNS that file.")] = None,
-    data: Annotated[Path | None, typer.Option(help="An .npz file with the arrays inputs and targets.")] = None,
+    data: Annotated[Path | None, typer.Option(help="An .npz file with inputs and targets, or the name of a data set.")] = None,
     likelihood: Annotated[str, typer.Option(help="categorical, bernoulli, gaussian, or gaussian:VARIANCE.")] = "categorical",
     damping: Annotated[str, typer.Option(help="λ as 1e-2, or LOW:HIGH:COUNT as 1e-4:1:9 (headline: the middle).")] = "1e-2",
     approximation: Annotated[list[str] | None, typer.Option(help="Only this one; again for more. All by default.")] = None,

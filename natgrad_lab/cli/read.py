@@ -41,12 +41,17 @@ def load_model(text: str, console: Console):
 
 
 def load_data(path: Path) -> tuple:
-    """Inputs and targets of an .npz file, as tensors. Pickled objects in it are refused, never executed."""
+    """Inputs and targets of an .npz file, or of the data set of that name. Pickled objects are refused, never executed."""
     import numpy as np
     import torch
 
+    from natgrad_lab.datasets import DATASETS, load
+
+    if str(path) in DATASETS and not path.exists():
+        dataset = load(str(path))
+        return dataset.inputs, dataset.targets
     if not path.is_file():
-        raise ValueError(f"--data: there is no file {str(path)!r}.")
+        raise ValueError(f"--data: there is no file {str(path)!r}, nor a data set of that name (`natgrad data` lists them).")
     try:
         with np.load(path, allow_pickle=False) as file:
             names = list(getattr(file, "files", []))

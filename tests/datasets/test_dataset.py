@@ -1,14 +1,30 @@
+"""What a Dataset is, the shipped digits, the sets drawn from Gaussians, and the lists that name all sets."""
+
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from natgrad_lab import datasets
-from natgrad_lab.datasets import DATASETS, Dataset, digits, gaussian_blobs, linear_teacher, load, train_test
+from natgrad_lab.datasets import (
+    ABOUT,
+    DATASETS,
+    FILES,
+    Dataset,
+    autoencoding,
+    curves,
+    digits,
+    gaussian_blobs,
+    linear_teacher,
+    load,
+    textures,
+    train_test,
+)  # fmt: skip
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
+MADE_HERE = [name for name, about in ABOUT.items() if not about.files]
 
 
 def test_digits_are_the_real_ones():
@@ -31,7 +47,8 @@ def test_digits_follow_the_default_dtype_or_the_one_asked_for():
 
 
 def test_altered_or_missing_digits_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "natgrad_lab" / "datasets.py"))
+    module = sys.modules["natgrad_lab.datasets.digits"]
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "natgrad_lab" / "datasets" / "digits.py"))
     with pytest.raises(FileNotFoundError, match="digits.npz is missing; looked for .*natgrad_lab/data/digits.npz or "):
         digits()
     (tmp_path / "data").mkdir()
@@ -70,16 +87,34 @@ def test_least_squares_recovers_the_teacher_up_to_the_noise():
         assert abs(left.std() - noise) < (1e-12 if noise == 0 else 0.03)  # √(1/8000)·0.5 = 0.006 is one deviation
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", MADE_HERE)
 def test_every_data_set_says_where_it_comes_from(name):
-    data = load(name)
-    assert isinstance(data, Dataset) and data.name == name and data.source and data.licence
+    data = load(name, **({} if name == "digits" else {"num_examples": 20}))
+    assert isinstance(data, Dataset) and data.name.startswith(name) and data.source and data.licence
     assert len(data) == len(data.inputs) == len(data.targets) and torch.isfinite(data.inputs).all()
-    assert name in repr(data) and name in (ROOT / "data" / "README.md").read_text()
+    assert data.name in repr(data) and data.inputs.dtype == torch.float64
+    assert load(name, dtype=torch.float32).inputs.dtype == torch.float32
+
+
+def test_the_lists_name_the_same_sets_and_files():
+    readme = (ROOT / "data" / "README.md").read_text()
+    assert set(DATASETS) == set(ABOUT)
+    assert all(f"`{name}`" in readme and ABOUT[name].licence and ABOUT[name].origin for name in DATASETS)
+    assert {key for about in ABOUT.values() for key in (*about.files, *about.more)} == set(FILES)
+
+
+def test_every_file_has_a_checksum_a_size_and_an_address_or_a_note():
+    for key, file in FILES.items():
+        assert re.fullmatch(r"[0-9a-f]{64}", file.sha256) and file.num_bytes > 0
+        assert re.fullmatch(r"[a-z0-9-]+/[\w.-]+", key)  # a place in the folder, and no way out of it
+        assert file.urls or "comes from a mirror only" in file.note
+        assert all(re.match(r"https?://", url) and url.endswith(key.split("/")[1]) for url in file.urls)
+    assert len({file.sha256 for file in FILES.values()}) == len(FILES)
 
 
 def test_shipped_files_are_listed_and_small():
-    listed = set(re.findall(r"^\| `([^`]+)`", (ROOT / "data" / "README.md").read_text(), flags=re.MULTILINE))
+    shipped_part = (ROOT / "data" / "README.md").read_text().split("\n## ")[0]
+    listed = set(re.findall(r"^\| `([^`]+)`", shipped_part, flags=re.MULTILINE))
     shipped = {path.name for path in (ROOT / "data").iterdir()} - {"README.md"}
     assert shipped == listed
     assert all((ROOT / "data" / name).stat().st_size < 1e6 for name in shipped)
@@ -102,11 +137,36 @@ def test_select_keeps_inputs_and_targets_together():
     assert len(digits().select(slice(0, 7))) == 7
 
 
+def test_autoencoding_copies_nothing_also_when_a_part_is_selected():
+    data = autoencoding(digits())
+    assert data.targets is data.inputs and data.classes == () and data.num_outputs == 64
+    part = data.select(slice(3, 8))
+    assert part.targets is part.inputs and torch.equal(part.inputs, digits().inputs[3:8])
+    assert data.source.startswith(digits().source) and data.source.endswith("targets are the inputs")
+    train, test = train_test(data)
+    assert torch.equal(train.targets, train.inputs) and torch.equal(test.targets, test.inputs)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda: load("digit"), r"no data set 'digit'. Did you mean 'digits'\? There are: digits, gaussian_blobs"),
         (lambda: load("qqq"), r"no data set 'qqq'. There are: "),
+        (lambda: load("digits", split="train"), r"no option of digits 'split'. There are: dtype"),
+        (lambda: load("mnist", spilt="train"), r"no option of mnist 'spilt'. Did you mean 'split'\?"),
+        (
+            lambda: autoencoding(Dataset("d", torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(2).long())),
+            r"real inputs; those of d ",
+        ),
+        (lambda: curves(0), r"num_examples must be at least 1; got 0"),
+        (lambda: curves(5, size=0), r"size must be at least 1; got 0"),
+        (lambda: curves(5, sigma=0.0), r"sigma must be a finite number > 0; got 0.0"),
+        (lambda: curves(5, margin=13.5), r"margin must be >= 0 and less than half of the picture, 13.5; got 13.5"),
+        (lambda: curves(5, margin=float("nan")), r"margin must be >= 0 .*; got nan"),
+        (lambda: curves(5, dtype=torch.uint8), r"dtype must be a floating-point type .*; got torch.uint8"),
+        (lambda: textures(num_classes=0), r"num_classes must be at least 1; got 0"),
+        (lambda: textures(period=float("inf")), r"period must be a finite number > 0; got inf"),
+        (lambda: textures(noise=-1.0), r"noise must be a finite number >= 0; got -1.0"),
         (lambda: digits(torch.int64), r"dtype must be a floating-point type .*; got torch.int64"),
         (lambda: gaussian_blobs(0), r"num_examples must be at least 1; got 0"),
         (lambda: gaussian_blobs(3, 2, 0), r"dim must be at least 1; got 0"),
