@@ -165,31 +165,47 @@ def bench(
 
 @app.command()
 def run(
-    method: Annotated[str | None, typer.Option(help="sgd, momentum, adam, exact_ngd, kfac; kfac if not given.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="One of `natgrad data`; digits if not given.")] = None,
-    sizes: Annotated[str | None, typer.Option(help="Widths, as 64,32,32,10; fits the data if not given.")] = None,
+    method: Annotated[str | None, typer.Option(help="As --list names them; kfac if not given.")] = None,
+    model: Annotated[str | None, typer.Option(help="mlp, autoencoder, ..., or my.py:make, which RUNS that file.")] = None,
+    dataset: Annotated[str | None, typer.Option("--data", "--dataset", help="digits if not given.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Widths, as 64,32,32,10; fit the data if not given.")] = None,
     activation: Annotated[str | None, typer.Option(help="tanh, relu, sigmoid, gelu, identity, ...")] = None,
-    likelihood: Annotated[str | None, typer.Option(help="categorical, bernoulli or gaussian.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="categorical, bernoulli, gaussian or gaussian:VARIANCE.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own if not given.")] = None,
     damping: Annotated[float | None, typer.Option(help="λ ≥ 0; the method's own if not given.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the method; again for more.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step; all if not given.")] = None,
+    batch_growth: Annotated[str | None, typer.Option(help="FIRST:STEP, as 1000:500: batches grow until that step.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Train on the first so many only.")] = None,
+    data_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the data set; again for more.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps in all; 100 if not given.")] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="Steps between errors on the training and test set.")] = None,
+    evaluate_examples: Annotated[int | None, typer.Option(help="Errors on the first so many of each only.")] = None,
+    test_fraction: Annotated[float | None, typer.Option(help="Held back where the data have no test set.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, batches and sampled targets; 0 if not given.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch; --resume takes those the run began with.")] = None,
     out: Annotated[Path | None, typer.Option(help="Results folder; a new one under results/ if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, by its own config.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    show_list: Annotated[bool, typer.Option("--list", help="Name the methods, models and data sets, and stop.")] = False,
 ):
-    """Train one network by one method, show the loss, keep the records. Exit code 1 if the run diverged."""
-    from natgrad_lab.cli.run import train
+    """Train one network by one method, show loss and error, keep the records. Exit code 1 if the run diverged."""
+    from natgrad_lab.cli.run import list_names, train
 
+    if show_list:
+        list_names(console)
+        raise typer.Exit()
     given = {
-        "method": method, "dataset": dataset, "sizes": sizes, "activation": activation, "likelihood": likelihood,
-        "lr": lr, "damping": damping, "batch_size": batch_size, "steps": steps, "seed": seed, "dtype": dtype,
-        "device": device,
+        "method": method, "model": model, "dataset": dataset, "sizes": sizes, "activation": activation,
+        "likelihood": likelihood, "lr": lr, "damping": damping, "options": option, "batch_size": batch_size,
+        "batch_growth": batch_growth, "num_examples": examples, "data_options": data_option, "steps": steps,
+        "evaluate_every": evaluate_every, "evaluate_examples": evaluate_examples, "test_fraction": test_fraction,
+        "seed": seed, "dtype": dtype, "device": device,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    raise typer.Exit(train(given, out, resume, console))
+    given = {name: value for name, value in given.items() if value is not None and value != []}
+    raise typer.Exit(train(given, out, resume, console, threads=threads, checkpoint_every=checkpoint_every))
 
 
 app.command()(compare)
