@@ -19,6 +19,7 @@ class Evaluation:
 
     The error of a Categorical likelihood is the fraction of wrong classes, of the others ‖y − mean‖² per example (for an
     autoencoder the reconstruction error, summed over pixels). A likelihood that is not in ERRORS has the error nan.
+    `averaged_...` are the same with a method's averaged iterate in place of the parameters.
     """
 
     step: int
@@ -26,6 +27,10 @@ class Evaluation:
     train_error: float
     test_loss: float = NAN
     test_error: float = NAN
+    averaged_train_loss: float = NAN
+    averaged_train_error: float = NAN
+    averaged_test_loss: float = NAN
+    averaged_test_error: float = NAN
 
 
 def _fraction_wrong(outputs: Float[Tensor, "N S C"], targets: Tensor) -> Tensor:

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from natgrad_lab.errors import NonFiniteError, NotPositiveDefiniteError
 from natgrad_lab.experiments.config import ExperimentConfig
-from natgrad_lab.experiments.evaluation import Evaluation, loss_and_error
 from natgrad_lab.experiments.storage import RunFolder
-from natgrad_lab.experiments.training import Training, prepare
+from natgrad_lab.experiments.training import Training, evaluate, prepare
 from natgrad_lab.optimizers import StepRecord
 
 
@@ -43,6 +42,7 @@ def run(
     store = RunFolder(folder)
     store.lock()
     try:
+        store.check(config, resume)
         training = prepare(config) if training is None else training
         (store.resume if resume else store.begin)(config, training)
     except BaseException:
@@ -99,11 +99,7 @@ def _evaluate(config: ExperimentConfig, training: Training, store: RunFolder | N
     done = training.evaluations and training.evaluations[-1].step == training.step
     if config.evaluate_every is None or training.step % config.evaluate_every or done:
         return
-    values = []
-    for inputs, targets in filter(None, ((training.inputs, training.targets), training.test)):
-        few = slice(config.evaluate_examples)
-        values += loss_and_error(training.model, training.likelihood, inputs[few], targets[few])
-    evaluation = Evaluation(training.step, *values)
+    evaluation = evaluate(training, config.evaluate_examples)
     if store is not None:
         store.append_evaluation(evaluation)
     training.evaluations.append(evaluation)

@@ -80,15 +80,34 @@ class RunFolder:
             self._lock.release()
         self._lock = None
 
-    def begin(self, config: ExperimentConfig, training: Training) -> None:
-        """Start a run here. Refuses a folder that holds one already."""
-        if self.config_path.exists():
+    def check(self, config: ExperimentConfig, resume: bool) -> None:
+        """Refuse, before any data are loaded, a folder that holds a run already, or with `resume` another one.
+
+        Only `steps` and `device` may differ from the config of the run that is continued.
+        """
+        if self.config_path.exists() and not resume:
             raise ValueError(
                 f"{str(self.path)!r} holds a run already. Continue it with resume=True (--resume), or choose another folder."
             )
-        foreign = [path.name for path in (self.records_path, self.evaluations_path, self.checkpoint_path) if path.exists()]
-        if foreign:
-            raise ValueError(f"{str(self.path)!r} holds {', '.join(foreign)} without a config.json. Choose another folder.")
+        if not self.config_path.exists():
+            mine = (self.records_path, self.evaluations_path, self.checkpoint_path)
+            foreign = ", ".join(path.name for path in mine if path.exists())
+            if foreign:
+                raise ValueError(f"{str(self.path)!r} holds {foreign} without a config.json. Choose another folder.")
+            return
+        changes = _changes(self._kept_config(), config)
+        if changes:
+            raise ValueError(
+                f"{str(self.path)!r} holds another run: {changes}. Resume with its config, or choose another folder."
+            )
+        if is_own_model(config.model) and self.about().get("model_sha256") != (found := file_sha256(config.model)):
+            raise ValueError(
+                f"the file of model {config.model!r} is not the one that {str(self.path)!r} was begun with (its SHA-256 is "
+                f"{found}, was {self.about().get('model_sha256')}). Restore it, or choose another folder."
+            )
+
+    def begin(self, config: ExperimentConfig, training: Training) -> None:
+        """Start a run here, the folder being checked."""
         self._config = config.to_json()
         about = machine(training.inputs.device) | {
             "seed": config.seed,
@@ -104,28 +123,17 @@ class RunFolder:
     def resume(self, config: ExperimentConfig, training: Training) -> None:
         """Load the checkpoint into `training` and drop what was recorded after it: it will be made again, the same.
 
-        Only `steps` and `device` may differ from the config of the run that is continued. Without a checkpoint the run begins
-        anew.
+        Without a checkpoint the run begins anew.
         """
         if not self.config_path.exists():
             self.begin(config, training)
             return
-        changes = _changes(self._kept_config(), config)
-        if changes:
-            raise ValueError(
-                f"{str(self.path)!r} holds another run: {changes}. Resume with its config, or choose another folder."
-            )
-        about = self.about()
-        if is_own_model(config.model) and about.get("model_sha256") != file_sha256(config.model):
-            raise ValueError(
-                f"the file of model {config.model!r} is not the one that {str(self.path)!r} was begun with (its SHA-256 is "
-                f"{file_sha256(config.model)}, was {about.get('model_sha256')}). Restore it, or choose another folder."
-            )
         self._config = config.to_json()
         if self.checkpoint_path.exists():
             self._load(config, training)
         self._keep_lines_until(training.step)
         training.evaluations[:] = self.evaluations()
+        about = self.about()
         about["resumed"] = [*about.get("resumed", []), {"step": training.step, **machine(training.inputs.device)}]
         write_atomically(self.about_path, json.dumps(about, indent=1).encode())
         write_atomically(self.config_path, self._config.encode())

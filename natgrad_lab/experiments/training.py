@@ -10,7 +10,7 @@ from natgrad_lab import datasets
 from natgrad_lab.datasets import Dataset
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.experiments.config import ExperimentConfig
-from natgrad_lab.experiments.evaluation import Evaluation
+from natgrad_lab.experiments.evaluation import Evaluation, loss_and_error
 from natgrad_lab.experiments.networks import MODELS, network
 from natgrad_lab.likelihoods import LIKELIHOODS, Likelihood
 from natgrad_lab.optimizers import METHODS
@@ -110,6 +110,23 @@ def load_data(config: ExperimentConfig, dtype: torch.dtype) -> tuple[Dataset, Da
     if config.model in MODELS and MODELS[config.model].is_autoencoder:
         return datasets.autoencoding(data), test and datasets.autoencoding(test)
     return data, test
+
+
+def evaluate(training: Training, num_examples: int | None = None) -> Evaluation:
+    """Loss and error now, on the first `num_examples` of the training and of the test set (all if None)."""
+    sets = {"train": (training.inputs, training.targets)} | ({"test": training.test} if training.test else {})
+    few, values = slice(num_examples), {}
+
+    def measure(prefix: str) -> None:
+        for name, (inputs, targets) in sets.items():
+            loss, error = loss_and_error(training.model, training.likelihood, inputs[few], targets[few])
+            values.update({f"{prefix}{name}_loss": loss, f"{prefix}{name}_error": error})
+
+    measure("")
+    if getattr(training.optimizer, "averaging", None) is not None:
+        with training.optimizer.averaged():
+            measure("averaged_")
+    return Evaluation(training.step, **values)
 
 
 def _tensors(likelihood: Likelihood, data: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
