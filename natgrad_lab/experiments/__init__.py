@@ -5,7 +5,22 @@ from natgrad_lab.experiments.evaluation import Evaluation
 from natgrad_lab.experiments.networks import MODELS
 from natgrad_lab.experiments.run import run
 from natgrad_lab.experiments.storage import RunFolder
-from natgrad_lab.experiments.training import Training, prepare
+from natgrad_lab.experiments.sweep import Outcome, best, grid, race
+from natgrad_lab.experiments.training import Training, evaluate, prepare
 from natgrad_lab.optimizers import StepRecord
 
-__all__ = ["MODELS", "Evaluation", "ExperimentConfig", "RunFolder", "StepRecord", "Training", "prepare", "run"]
+__all__ = [
+    "MODELS",
+    "Evaluation",
+    "ExperimentConfig",
+    "Outcome",
+    "RunFolder",
+    "StepRecord",
+    "Training",
+    "best",
+    "evaluate",
+    "grid",
+    "prepare",
+    "race",
+    "run",
+]

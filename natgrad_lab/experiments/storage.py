@@ -228,17 +228,31 @@ class RunFolder:
                 f"{str(self.config_path)!r} is no config of this package ({error}). Restore it, or choose another folder."
             ) from error
 
+    def saved_step(self) -> int:
+        """The step that the checkpoint is after; 0 without one."""
+        with self._reading_checkpoint():
+            return self._checkpoint("cpu", mmap=True)["step"] if self.checkpoint_path.exists() else 0
+
+    def _checkpoint(self, device: torch.device | str, mmap: bool = False) -> dict:
+        state = torch.load(self.checkpoint_path, map_location=device, weights_only=True, mmap=mmap)
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError("it is not in this package's format")
+        return state
+
     def _load(self, config: ExperimentConfig, training: Training) -> None:
-        try:
-            state = torch.load(self.checkpoint_path, map_location=training.inputs.device, weights_only=True)
-            if not isinstance(state, dict) or state.get("format") != FORMAT:
-                raise ValueError("it is not in this package's format")
+        with self._reading_checkpoint():
+            state = self._checkpoint(training.inputs.device)
             changes = _changes(ExperimentConfig.from_json(state["config"]), config)
             if changes:
                 raise ValueError(f"it is of another run: {changes}")
             training.model.load_state_dict(state["model"])
             training.optimizer.load_state_dict(state["optimizer"])
             training.step = state["step"]
+
+    @contextmanager
+    def _reading_checkpoint(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no text'])[0]}"
             raise ValueError(
