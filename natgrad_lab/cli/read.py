@@ -3,8 +3,6 @@
 The model's file is the user's own code and is executed. Of the data file nothing is: it is read as plain arrays.
 """
 
-import importlib.util
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -12,32 +10,11 @@ from rich.console import Console
 
 def load_model(text: str, console: Console):
     """The torch module that FILE.py:NAME is, or makes when called without arguments. Executes the file."""
-    from torch import nn
+    from natgrad_lab.experiments.own import own_file, own_model
 
-    path, _, name = text.rpartition(":")
-    if not path or not name.isidentifier():
-        raise ValueError(f"--model must be FILE.py:NAME, as my.py:make; got {text!r}.")
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"--model: there is no file {path!r}.")
+    path, _ = own_file(text)
     console.print(f"running {path}, which is your own code", markup=False, highlight=False, soft_wrap=True)
-    spec = importlib.util.spec_from_file_location(f"natgrad_user_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--model: {path!r} is no Python file (.py).")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, name):
-            public = ", ".join(each for each in vars(module) if not each.startswith("_")) or "nothing"
-            raise ValueError(f"--model: {path} has no {name!r}; it has {public}.")
-        made = getattr(module, name)
-        made = made() if callable(made) and not isinstance(made, nn.Module) else made
-    finally:
-        sys.path.remove(str(file.parent.resolve()))
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"--model: {name} in {path} must be, or return, a torch.nn.Module; got {type(made).__name__}.")
-    return made
+    return own_model(text)
 
 
 def load_data(path: Path) -> tuple:
