@@ -138,10 +138,10 @@ FORMULAS: dict[str, Callable[[Factored], list[Tensor]]] = {
 
 def natural_gradient(
     weights: Weights,
-    inputs: Float[Tensor, "N D"],
-    targets: Float[Tensor, "N C"],
+    inputs: Tensor,
+    targets: Tensor,
     *,
-    output_covariance: Float[Tensor, "C C"] | None = None,
+    output_covariance: Tensor | None = None,
     formula: str = "exact",
 ) -> DeepLinearDirection:
     """The natural gradient of a deep linear network with a Gaussian likelihood, in closed form.
@@ -162,8 +162,8 @@ def natural_gradient(
 
     Args:
         weights: matrices (n_i, n_{i−1}), or [W | b] with one column more, inputs first; or a model, see `layers_of`.
-        inputs, targets: of the weights' dtype. For second moments see `data_from_moments`.
-        output_covariance: Γ; the identity if none is given. No closed form depends on it where "equal" is exact.
+        inputs, targets: (N, D) and (N, C), of the weights' dtype. For second moments see `data_from_moments`.
+        output_covariance: Γ (C, C); the identity if none is given. No closed form depends on it where "equal" is exact.
     Raises: ValueError for shapes that do not fit; UnsupportedLayerError for a model that is no chain of Linear layers.
     Cost: two singular value decompositions per layer, of (C, n_i) and (n_{i−1}, rank); "minimum_norm" (C·rank)³.
     References: [Bernacchia2018]; the bottleneck's shares are derived here.

@@ -44,10 +44,12 @@ def data_from_moments(
 
 
 def _with_constant_last(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix examples by a reflection that makes the last input, of mean square 1, the constant 1; moments stay."""
-    ones = torch.ones_like(inputs[:, -1])
-    across = inputs[:, -1] - ones
-    if across.norm() > 0:
-        across = across / across.norm()
-        inputs, targets = (each - 2 * torch.outer(across, across @ each) for each in (inputs, targets))
+    """Mix examples by a reflection that makes the last input, of mean square 1, the constant 1; moments stay.
+
+    Of the two reflections, onto 1 and onto −1, the one that divides by no small number.
+    """
+    sign = 1.0 if inputs[:, -1].sum() > 0 else -1.0
+    across = inputs[:, -1] + sign
+    across = across / across.norm()
+    inputs, targets = (2 * sign * torch.outer(across, across @ each) - sign * each for each in (inputs, targets))
     return inputs[:, :-1], targets

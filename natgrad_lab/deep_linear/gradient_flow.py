@@ -66,7 +66,7 @@ def _two_layers(s: Tensor, start: Tensor, times: Tensor) -> Tensor:
     """u = s / (1 + (s/u₀ − 1) e^(−2st)), written with (1 − e^(−2st)) / s, which is 2t at s = 0."""
     doubled = 2 * s * times[:, None]
     grown = torch.where(s > 0, -torch.expm1(-doubled) / s.clamp_min(torch.finfo(s.dtype).tiny), 2 * times[:, None])
-    return start / (torch.exp(-doubled) + start * grown)
+    return torch.where(start > 0, start / (torch.exp(-doubled) + start * grown), 0.0)
 
 
 def _stepped(s: Tensor, start: Tensor, times: Tensor, num_layers: int) -> Tensor:

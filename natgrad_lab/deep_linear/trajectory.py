@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from natgrad_lab.deep_linear.closed_form import exact_shares, factored
+from natgrad_lab.deep_linear.gradient_flow import checked_times
 from natgrad_lab.deep_linear.network import Regression, Weights, chain, checked_layers, regression
-from natgrad_lab.deep_linear.saxe import checked_times
 from natgrad_lab.errors import NumericalWarning
 from natgrad_lab.linalg import zero_level
 from natgrad_lab.shapes import Float, Tensor
@@ -57,11 +57,11 @@ class Rate:
 
 def rate(
     weights: Weights,
-    inputs: Float[Tensor, "N D"],
-    targets: Float[Tensor, "N C"],
+    inputs: Tensor,
+    targets: Tensor,
     *,
     lr: float = 0.0,
-    output_covariance: Float[Tensor, "C C"] | None = None,
+    output_covariance: Tensor | None = None,
 ) -> Rate:
     """The predicted rate: E(t) = e^(−t) E(0), so that the excess loss falls as e^(−2t).
 
@@ -85,19 +85,20 @@ def rate(
 
 def flow(
     weights: Weights,
-    inputs: Float[Tensor, "N D"],
-    targets: Float[Tensor, "N C"],
+    inputs: Tensor,
+    targets: Tensor,
     times: Float[Tensor, " T"],
     *,
-    output_covariance: Float[Tensor, "C C"] | None = None,
+    output_covariance: Tensor | None = None,
 ) -> Flow:
     """The weights under dW_i/dt = −v_i with v the natural gradient (formula "exact"), at the given times.
 
     While the weights reach every change of the function, the function moves on a straight line, W(t) = W* + e^(−t) (W(0) − W*),
     and the excess loss falls as e^(−2t). The line may pass a map that the weights cannot follow. With two or more square
     layers that is one of determinant zero, at t* = log(1 + 1/|μ|) with μ the largest negative real eigenvalue of W(0)⁻¹ W*:
-    the weights move infinitely fast there and the flow ends. Discrete steps jump across it. In other shapes a breakdown is
-    not foreseen, but noticed when the steps shrink to nothing.
+    the weights move infinitely fast there and the flow ends. Discrete steps cross it or not: det W gets the factor
+    det(I − (lr/L) W⁻¹ (W − W*))^L, so that with an even L it keeps its sign for ever. Hidden layers wider than inputs and
+    outputs need not pass there. In other shapes a breakdown is not foreseen, but noticed when the steps shrink to nothing.
 
     Args: times: from 0, ascending; in the flow's own time, lr · steps of small discrete steps. The rest as `natural_gradient`.
     Warns: NumericalWarning with the time if the flow ends before the last of `times`; the result ends there.
@@ -122,8 +123,8 @@ def flow(
     if len(reached) < len(asked):
         warnings.warn(
             f"the natural gradient flow ends at t = {end:.6g}, where it would have to pass a map of lower rank; "
-            f"{len(asked) - len(reached)} of {len(asked)} times lie beyond and are left out. Start from other weights, or take "
-            "discrete steps, which jump across.",
+            f"{len(asked) - len(reached)} of {len(asked)} times lie beyond and are left out. Start from other weights, or "
+            "widen the hidden layers.",
             NumericalWarning,
             stacklevel=2,
         )
