@@ -62,6 +62,7 @@ class _Reconstructed(nn.Module):
         module = copy.deepcopy(layers[0].module)
         self._plain = (module,)  # settings only, in a tuple: no submodule, no parameters of it here
         self.keys = tuple(layer.parameter_names for layer in layers)
+        self.shapes = tuple(layer.parameters[0].shape for layer in layers)
         self.fishers, self.weights = nn.ModuleList(), nn.ParameterList()
         for layer in layers:
             weight, *bias = (parameter.detach() for parameter in layer.parameters)
@@ -74,15 +75,24 @@ class _Reconstructed(nn.Module):
         else:
             self.frozen_bias = None
 
+    def __getattr__(self, name: str) -> object:
+        """Settings of the layer that it stands for, which a model's forward may read (`batch_first`, `in_features`)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if not (plain := self.__dict__.get("_plain")) or isinstance(value := getattr(plain[0], name), Tensor):
+                raise
+            return value
+
     def canonical(self) -> dict[str, Tensor]:
         """The layer's own parameters from W' and G, differentiable in W'."""
         values = {}
-        for keys, fisher, weight in zip(self.keys, self.fishers, self.weights, strict=True):
+        for keys, shape, fisher, weight in zip(self.keys, self.shapes, self.fishers, self.weights, strict=True):
             matrix = fisher.weights_out(weight)
             if len(keys) == 2:
                 values[keys[1]] = matrix[:, -1]
                 matrix = matrix[:, :-1]
-            values[keys[0]] = matrix.reshape(getattr(self._plain[0], keys[0]).shape)
+            values[keys[0]] = matrix.reshape(shape)
         return values
 
     def _product(self, x: Tensor) -> Tensor:
@@ -122,11 +132,15 @@ class ReconstructedRecurrent(_Reconstructed):
     def forward(self, *args, **options) -> object:
         """As the module it stands for."""
         module = self._plain[0].train(self.training)
-        for name, value in self.canonical().items():
-            if name in module._parameters:
-                del module._parameters[name]
+        values = self.canonical()
+        for name, value in values.items():
+            module._parameters.pop(name, None)
             setattr(module, name, value)
-        return module(*args, **options)
+        try:
+            return module(*args, **options)
+        finally:
+            for name, value in values.items():
+                setattr(module, name, value.detach()[:0])  # keeps no graph alive, and can be copied
 
 
 _KINDS = {nn.Linear: ReconstructedLinear, nn.Conv1d: ReconstructedConv, nn.Conv2d: ReconstructedConv}
