@@ -16,7 +16,7 @@ from natgrad_lab.derivatives import forward_pass
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.fisher.dense import contract
 from natgrad_lab.fisher.scores import ScorePass, rows_of
-from natgrad_lab.linalg import damped_cholesky
+from natgrad_lab.linalg import damped_cholesky, symmetrize
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.roots import denman_beavers, nystrom
 from natgrad_lab.shapes import Float, Tensor
@@ -130,11 +130,12 @@ class RootChoice:
             return LocalRoot(fisher.name, "diagonal", 0.0, 0.0, G.power(0.5, damping), G.power(-0.5, damping))
         if damping == 0:
             damped_cholesky(G.matrix)  # rounding of a float32 G is no metric, though float64 would invert it
+        matrix = symmetrize(G.matrix).double()  # products in float32 leave it asymmetric by their rounding
         if G.dim <= self.dense_up_to:
-            found = denman_beavers(G.matrix.double(), damping)
+            found = denman_beavers(matrix, damping)
             parts = (Dense(part.to(G.dtype)) for part in (found.root, found.inverse_root))
             return LocalRoot(fisher.name, "Denman-Beavers", found.residual, found.inverse_residual, *parts)
-        low_rank, left_out = nystrom(G.matrix.double(), self.landmarks)
+        low_rank, left_out = nystrom(matrix, self.landmarks)
         method = f"Nystrom, {len(low_rank.eigenvalues)} landmarks"
         parts = (low_rank.power(p, damping).map(lambda tensor: tensor.to(G.dtype)) for p in (0.5, -0.5))
         return LocalRoot(fisher.name, method, left_out, 0.0, *parts)

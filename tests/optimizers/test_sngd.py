@@ -83,11 +83,12 @@ def test_records_predict_with_the_metric():
     assert math.isclose(record.predicted_decrease, -slope - half, rel_tol=1e-10)
 
 
-def test_float32_takes_the_same_path():
-    exact, _ = stepped(random_case((3, 4, 3), num_examples=9), 5)
+@pytest.mark.parametrize("dense_up_to", [512, 1])
+def test_float32_takes_the_same_path(dense_up_to):
+    exact, _ = stepped(random_case((3, 4, 3), num_examples=9), 5, update_every=1)
     case = random_case((3, 4, 3), num_examples=9)
     case.model.float()
-    optimizer = sngd(case.model, case.likelihood)
+    optimizer = sngd(case.model, case.likelihood, update_every=1, dense_up_to=dense_up_to)
     for _ in range(5):
         optimizer.step(case.inputs.float(), case.targets)
     assert optimizer.roots[0].inverse_root.dtype == torch.float32
