@@ -5,13 +5,17 @@ the gradient of [W | b] is s [a; 1]ᵀ, so Jacobians, per-example gradients, Fis
 products of captured pairs. The model is left as it was: no hook, no `.grad`, no change of mode or of the random state.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call
 
 from natgrad_lab.errors import NonFiniteError, UnsupportedLayerError
 from natgrad_lab.parameters import Layer, ParameterLayout
@@ -310,3 +314,51 @@ def refuse_detached(outputs: Tensor) -> None:
             "the model's outputs do not depend on its trainable parameters by differentiable operations (detach(), argmax "
             "or torch.no_grad() in forward?). Return the logits or means themselves."
         )
+
+
+def output_derivative(
+    model: nn.Module, layout: ParameterLayout, inputs: Tensor, vector: Float[Tensor, " P"]
+) -> tuple[Tensor, Tensor]:
+    """The outputs (N, ..., C) and their derivative J v along `vector`, without a backward pass; both detached.
+
+    By forward-mode differentiation, exact to rounding; where PyTorch has none for an operation (fused recurrent layers), by
+    differentiating u ↦ Jᵀu, which is linear.
+    Raises: UnsupportedLayerError where an operation has neither.
+    Cost: two forward passes; twice a backward pass on the second way.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    pairs = {names[id(parameter)]: (parameter.detach(), part) for parameter, part in layout.split(vector.detach())}
+    _load_forward_mode()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(*pair) for name, pair in pairs.items()}
+            outputs, moved = forward_ad.unpack_dual(functional_call(model, duals, (inputs,)))
+            return outputs, torch.zeros_like(outputs) if moved is None else moved
+    except NotImplementedError:
+        return _twice_backwards(model, inputs, pairs)
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Let PyTorch load its rules for forward mode, once, without its own use of something it deprecates being reported."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+
+
+def _twice_backwards(model: nn.Module, inputs: Tensor, pairs: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """J v as the derivative of uᵀ(J v) by u."""
+    kept = {"allow_unused": True, "materialize_grads": True}
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            parameters = {name: parameter.clone().requires_grad_() for name, (parameter, _) in pairs.items()}
+            outputs = functional_call(model, parameters, (inputs,))
+            u = torch.zeros_like(outputs, requires_grad=True)
+            pulled = torch.autograd.grad(outputs, list(parameters.values()), u, create_graph=True, **kept)
+            inner = sum((g * v).sum() for g, (_, v) in zip(pulled, pairs.values(), strict=True))
+            return outputs.detach(), torch.autograd.grad(inner, u, **kept)[0].detach()
+    except (NotImplementedError, RuntimeError) as error:
+        raise UnsupportedLayerError(
+            "the model has an operation that PyTorch differentiates neither forwards nor twice, and the exact quadratic model "
+            f"needs one of them. Use a method without it. ({str(error).splitlines()[0]})"
+        ) from error

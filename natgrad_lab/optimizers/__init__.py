@@ -1,16 +1,29 @@
 """Steps: each method is a torch optimizer whose `step(inputs, targets)` returns a `StepRecord`."""
 
-from natgrad_lab.optimizers.damping import exact_inverse, factored_inverse
+from natgrad_lab.optimizers.adaptive import AdaptiveNaturalGradient, IterateAverage
+from natgrad_lab.optimizers.damping import GammaSearch, LevenbergMarquardt, exact_inverse, factored_inverse
+from natgrad_lab.optimizers.estimate import EkfacEstimate, FisherEstimate
 from natgrad_lab.optimizers.methods import METHODS
-from natgrad_lab.optimizers.natural_gradient import ExactNaturalGradient, FisherEstimate, NaturalGradient
+from natgrad_lab.optimizers.natural_gradient import ExactNaturalGradient, NaturalGradient
 from natgrad_lab.optimizers.record import StepRecord
+from natgrad_lab.optimizers.schedule import exponential_batch
+from natgrad_lab.optimizers.step_size import ConstantStep, KLClip, QuadraticModel
 
 __all__ = [
     "METHODS",
+    "AdaptiveNaturalGradient",
+    "ConstantStep",
+    "EkfacEstimate",
     "ExactNaturalGradient",
     "FisherEstimate",
+    "GammaSearch",
+    "IterateAverage",
+    "KLClip",
+    "LevenbergMarquardt",
     "NaturalGradient",
+    "QuadraticModel",
     "StepRecord",
     "exact_inverse",
+    "exponential_batch",
     "factored_inverse",
 ]

@@ -95,6 +95,8 @@ class EkfacEstimate(FisherEstimate):
         """Factors and variances with those of one more batch."""
         factors, variances = old or (None, None)
         factors = average(factors, self.share(self.from_scores(scores)), decay)
+        if variances is not None and variances.dim != factors.dim:
+            variances = None  # a layer was frozen meanwhile
         if variances is None or super().is_inverse_due(steps):
             basis = kfac_basis(factors)
             variances = None if variances is None else rebased(variances, basis)

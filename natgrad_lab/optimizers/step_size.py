@@ -33,7 +33,7 @@ class Move:
 
     Attributes:
         l2: η δᵀδ, the curvature of the l2 term, if there is one.
-        alpha, mu: δ = α · (−direction) + μ · (last update), where a model chose them.
+        alpha, mu: δ = α · (−direction) + μ · (last update), where a model chose them; lr and max_kl come after.
     """
 
     update: Float[Tensor, " P"]
@@ -50,7 +50,7 @@ class Move:
 
     def scaled(self, factor: float) -> "Move":
         """The same direction, `factor` times as long."""
-        square = factor**2
+        square = factor * factor
         return replace(
             self, update=factor * self.update, slope=factor * self.slope, curvature=square * self.curvature, l2=square * self.l2
         )
@@ -68,6 +68,10 @@ class ConstantStep:
         else:
             pushed = direction.fisher_product * -lr
         return Move(update, float(gradient @ update), float(update @ pushed))
+
+    def clipped(self, move: Move) -> Move:
+        """The move as it is."""
+        return move
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,34 @@ class QuadraticModel:
     Attributes:
         fraction: τ₂, the first part of the batch on which F is taken ("a value below 1 is dangerous", the authors' code).
         momentum: whether δ₀ takes part.
+        rescale: False: α = 1, μ = 0, and M only judges (the paper's ablation).
     References: [MartensGrosse2015] sec. 6.4, 7.
     """
 
     fraction: float = 1.0
     momentum: bool = True
+    rescale: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a fraction that is none."""
         check_fraction(self.fraction, "fraction")
+
+    def move(
+        self,
+        vectors: Float[Tensor, "k P"],
+        roots: Float[Tensor, "k M"],
+        gradient: Float[Tensor, " P"],
+        num_examples: int,
+        damping: float,
+    ) -> Move:
+        """The best combination of `vectors` (Δ, and δ₀ if there is one); arguments as `minimize_model`."""
+        x, curvature, slopes = minimize_model(vectors, roots, gradient, num_examples, damping)
+        if not self.rescale:
+            x = [1.0] + [0.0] * (len(x) - 1)
+        weights = torch.tensor(x, dtype=torch.float64)
+        update = weights.to(vectors) @ vectors
+        alpha, mu = (*x, 0.0)[:2]
+        return Move(update, float(weights @ slopes), float(weights @ curvature @ weights), alpha=alpha, mu=mu)
 
 
 def check_fraction(value: float, name: str) -> None:
@@ -124,7 +147,7 @@ def minimize_model(
     gradient: Float[Tensor, " P"],
     num_examples: int,
     damping: float,
-) -> tuple[list[float], Float[Tensor, "k k"], Float[Tensor, " k"]]:
+) -> tuple[list[float], Tensor, Tensor]:
     """Coefficients x of Σ x_i v_i that minimize gᵀδ + ½ δᵀ(F + damping I)δ, for F = (1/N) Σ_n (SᵀJ)ₙᵀ(SᵀJ)ₙ.
 
     Args: roots: SᵀJ v of every vector, stacked over examples and outputs.

@@ -15,11 +15,14 @@ import numpy as np
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
-OLIVE = "#999933"  # not of that set, told apart from it all the same
+OLIVE, ROSE, WINE, FOREST, TEAL, SAND = "#999933", "#CC6677", "#882255", "#117733", "#44AA99", "#DDCC77"  # beside that set
+INDIGO = "#332288"
 GREY = "#808080"  # things that belong to no method; readable on white and on black
 
 METHOD_COLOURS = {
     "sgd": ORANGE, "momentum": PURPLE, "adam": SKY, "exact_ngd": VERMILLION, "kfac": GREEN, "online_ngd": OLIVE,
+    "diagonal": ROSE, "unit_wise": WINE, "kfac_block_tridiagonal": FOREST, "kfac_adaptive": TEAL, "ekfac": SAND,
+    "sngd": INDIGO, "rngd": "#661100",
 }  # fmt: skip
 EXACT = BLUE  # quantities of the exact Fisher
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'

@@ -30,7 +30,25 @@ from natgrad_lab.optimizers import METHODS, StepRecord
 methods = pytest.mark.parametrize("method", METHODS)
 SECOND_ORDER = [name for name in METHODS if name not in ("sgd", "momentum", "adam")]
 natural = pytest.mark.parametrize("method", SECOND_ORDER)
-LR = {"sgd": 0.3, "momentum": 0.1, "adam": 0.02, "exact_ngd": 0.3, "kfac": 0.1, "online_ngd": 0.1}
+LR = {
+    "sgd": 0.3,
+    "momentum": 0.1,
+    "adam": 0.02,
+    "exact_ngd": 0.3,
+    "kfac": 0.1,
+    "online_ngd": 0.1,
+    "diagonal": 0.02,
+    "unit_wise": 0.05,
+    "kfac_block_tridiagonal": 0.1,
+    "kfac_adaptive": 1.0,
+    "ekfac": 0.05,
+    "sngd": 0.05,
+    "rngd": 0.3,
+}
+# those with a running estimate of the Fisher, whose options are FisherEstimate's
+AVERAGED = ("kfac", "online_ngd", "diagonal", "unit_wise", "kfac_block_tridiagonal", "kfac_adaptive", "ekfac")
+
+WITHOUT_SCORES = ("rngd",)  # those with no choice of a Fisher
 
 
 def made(method, case, **choices):
@@ -341,7 +359,7 @@ def test_frozen_parameters_do_not_move(method):
 @methods
 def test_a_layer_frozen_later_does_not_move_either(method):
     case = random_case((3, 4, 4, 3), num_examples=9)
-    optimizer = made(method, case, **({"ema_decay": 0.0} if method in ("kfac", "online_ngd") else {}))
+    optimizer = made(method, case, **({"ema_decay": 0.0} if method in AVERAGED else {}))
     optimizer.step(case.inputs, case.targets)
     case.model[2].requires_grad_(False)
     case.model[2].weight.grad = torch.ones(4, 4)
@@ -409,6 +427,8 @@ def test_bad_learning_rates(method, lr):
     ({"fisher_type": "exat"}, "no fisher_type 'exat'. Did you mean 'exact'"),
 ])  # fmt: skip
 def test_bad_choices(method, choices, words):
+    if method in WITHOUT_SCORES and "fisher_type" in choices:
+        choices, words = {"lr": -1.0}, "lr must be a finite number >= 0; got -1.0"
     with pytest.raises(ValueError, match=words):
         made(method, random_case((3, 4, 3)), **choices)
 
@@ -454,7 +474,7 @@ def test_a_diverging_run_ends_with_a_record_and_finite_parameters(method, dtype,
             break
         assert torch.isfinite(parameters_of(case.model)).all()
     else:
-        assert method in ("adam", "kfac", "online_ngd")  # Adam's steps are bounded by lr, which float64 can bear
+        assert method == "adam" or method in AVERAGED  # Adam's steps are bounded by lr, which float64 can bear
         return
     assert torch.equal(parameters_of(case.model), before)
 
@@ -468,11 +488,14 @@ def test_an_interrupted_step_leaves_no_trace(method, interruption, monkeypatch):
     optimizer = made(method, case)
     optimizer.step(case.inputs, case.targets)
 
+    before_the_update = optimizer._look_ahead
+
     def stop(*args):
+        before_the_update(*args)
         raise interruption
 
     with monkeypatch.context() as patched:
-        patched.setattr("natgrad_lab.optimizers.natural_gradient.Direction", stop)  # the last thing before the update
+        patched.setattr(optimizer, "_look_ahead", stop)
         with pytest.raises(interruption):
             optimizer.step(case.inputs, case.targets)
     for _ in range(2):
@@ -509,10 +532,10 @@ def test_models_without_a_flat_order_are_refused_when_made(method):
 
 @methods
 def test_a_larger_damping_means_a_shorter_step(method):
-    norms = []
+    norms, steps = [], 2 if method == "rngd" else 1  # whose first step is gradient descent
     for damping in (1e-3, 1e-1, 10.0):
-        _, records = trained(method, 1, damping=damping)
-        norms.append(records[0].update_norm)
+        _, records = trained(method, steps, damping=damping)
+        norms.append(records[-1].update_norm)
     assert norms == sorted(norms, reverse=True) and (norms[0] > norms[-1]) == (method in SECOND_ORDER)
 
 
@@ -526,8 +549,11 @@ def test_exact_ngd_says_its_route_and_residual():
     assert solution.route in ("dense", "gram (range form)") and residual < 1e-13 and solution.residual < 1e-13
 
 
-def test_methods_are_the_five_and_flatten_is_what_it_says():
-    assert list(METHODS) == ["sgd", "momentum", "adam", "exact_ngd", "kfac", "online_ngd"]
+def test_methods_are_these_and_flatten_is_what_it_says():
+    assert list(METHODS)[:10] == [
+        *("sgd", "momentum", "adam", "exact_ngd", "diagonal", "unit_wise"),
+        *("kfac", "kfac_block_tridiagonal", "kfac_adaptive", "ekfac"),
+    ]
     model = nn.Linear(2, 2)
     assert torch.equal(flatten(model, list(model.parameters())), torch.cat([model.weight, model.bias[:, None]], 1).flatten())
     assert linears(model) == [model]
