@@ -3,11 +3,6 @@
 import importlib
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from types import GeneratorType
 
@@ -215,42 +210,6 @@ def test_a_run_interrupted_inside_a_step_resumes_bit_for_bit(method, tmp_path, m
         next(steps)
     list(run(config, folder=tmp_path, resume=True))
     assert numbers(RunFolder(tmp_path).records()) == numbers(whole)
-
-
-KILLED = """
-import json, sys
-import torch
-from natgrad_lab.experiments import ExperimentConfig, run
-torch.set_num_threads(1)  # as the tests: another number of threads adds in another order
-jobs = [(ExperimentConfig.from_json(config), folder) for config, folder in json.load(sys.stdin)]
-runs = [run(config, folder=folder, resume=True, checkpoint_every=3) for config, folder in jobs]
-while True:
-    print([next(steps).step for steps in runs], flush=True)
-"""
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_runs_killed_at_any_moment_resume_bit_for_bit(seed, tmp_path):
-    """One process runs every method in turn and is killed up to 60 ms after some step; no file is left half-written."""
-    configs, chance = {name: replace(SMALL, method=name, steps=10**6) for name in METHODS}, random.Random(seed)
-    process = subprocess.Popen([sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        process.stdin.write(json.dumps([[config.to_json(), str(tmp_path / name)] for name, config in configs.items()]))
-        process.stdin.close()
-        for _ in range(chance.randrange(1, 12)):
-            assert process.stdout.readline(), "it ended before it was killed"
-        time.sleep(chance.random() * 0.06)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    for name, config in configs.items():
-        folder = RunFolder(tmp_path / name)
-        kept = folder.records()
-        assert kept and all(record.status == "ok" for record in kept)
-        config = replace(config, steps=len(kept) + 4)
-        list(run(config, folder=folder.path, resume=True))
-        assert numbers(folder.records()) == numbers(run(config)), name
 
 
 def test_checkpoints_are_written_while_it_runs_and_when_it_is_closed(tmp_path):
