@@ -5,9 +5,11 @@ from natgrad_lab.optimizers.damping import GammaSearch, LevenbergMarquardt, exac
 from natgrad_lab.optimizers.estimate import EkfacEstimate, FisherEstimate
 from natgrad_lab.optimizers.methods import METHODS
 from natgrad_lab.optimizers.natural_gradient import ExactNaturalGradient, NaturalGradient
+from natgrad_lab.optimizers.prong import Prong
 from natgrad_lab.optimizers.record import StepRecord
 from natgrad_lab.optimizers.schedule import exponential_batch
 from natgrad_lab.optimizers.step_size import ConstantStep, KLClip, QuadraticModel
+from natgrad_lab.optimizers.whitened import WhitenedNetwork
 
 __all__ = [
     "METHODS",
@@ -21,8 +23,10 @@ __all__ = [
     "KLClip",
     "LevenbergMarquardt",
     "NaturalGradient",
+    "Prong",
     "QuadraticModel",
     "StepRecord",
+    "WhitenedNetwork",
     "exact_inverse",
     "exponential_batch",
     "factored_inverse",

@@ -28,6 +28,7 @@ from natgrad_lab.optimizers.damping import (
 from natgrad_lab.optimizers.estimate import EkfacEstimate, FisherEstimate
 from natgrad_lab.optimizers.natural_gradient import ExactNaturalGradient, NaturalGradient
 from natgrad_lab.optimizers.online_ngd import online_ngd
+from natgrad_lab.optimizers.prong import prong, prong_plus
 from natgrad_lab.optimizers.rngd import rngd
 from natgrad_lab.optimizers.sngd import sngd
 from natgrad_lab.optimizers.step_size import QuadraticModel
@@ -241,6 +242,8 @@ METHODS = _Methods(
     kfac_block_tridiagonal=kfac_block_tridiagonal,
     kfac_adaptive=kfac_adaptive,
     ekfac=ekfac,
+    prong=prong,
+    prong_plus=prong_plus,
     sngd=sngd,
     rngd=rngd,
     online_ngd=online_ngd,

@@ -22,7 +22,7 @@ GREY = "#808080"  # things that belong to no method; readable on white and on bl
 METHOD_COLOURS = {
     "sgd": ORANGE, "momentum": PURPLE, "adam": SKY, "exact_ngd": VERMILLION, "kfac": GREEN, "online_ngd": OLIVE,
     "diagonal": ROSE, "unit_wise": WINE, "kfac_block_tridiagonal": FOREST, "kfac_adaptive": TEAL, "ekfac": SAND,
-    "sngd": INDIGO, "rngd": "#661100",
+    "prong": "#AA4499", "prong_plus": "#88CCEE", "sngd": INDIGO, "rngd": "#661100",
 }  # fmt: skip
 EXACT = BLUE  # quantities of the exact Fisher
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'

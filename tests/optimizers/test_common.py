@@ -44,11 +44,13 @@ LR = {
     "ekfac": 0.05,
     "sngd": 0.05,
     "rngd": 0.3,
+    "prong": 0.3,
+    "prong_plus": 0.3,
 }
 # those with a running estimate of the Fisher, whose options are FisherEstimate's
 AVERAGED = ("kfac", "online_ngd", "diagonal", "unit_wise", "kfac_block_tridiagonal", "kfac_adaptive", "ekfac")
 
-WITHOUT_SCORES = ("rngd",)  # those with no choice of a Fisher
+WITHOUT_SCORES = ("rngd", "prong", "prong_plus")  # those with no choice of a Fisher
 
 
 def made(method, case, **choices):
