@@ -110,10 +110,17 @@ def damped_cholesky(matrix: Float[Tensor, "m m"], damping: Real = 0.0) -> Float[
 
 def _try_cholesky(matrix: Tensor, shift: float) -> tuple[Tensor, Tensor | None]:
     """Factor of matrix + shift I and its smallest pivot; None for the pivot if the factorization broke down."""
-    shifted = matrix.clone()
+    factor, failed = shifted_cholesky(matrix, shift)
+    return factor, None if failed else factor.diagonal().square().min()
+
+
+def shifted_cholesky(matrix: Float[Tensor, "m m"], shift: Real) -> tuple[Float[Tensor, "m m"], bool]:
+    """Lower factor of matrix + shift I as Cholesky leaves it, in the memory of one copy, and whether it broke down."""
+    shifted = matrix.clone().mT  # columns contiguous, as LAPACK wants them; symmetric, so nothing changes
     shifted.diagonal().add_(shift)
-    factor, info = torch.linalg.cholesky_ex(shifted)
-    return factor, None if info.item() else factor.diagonal().square().min()
+    info = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(shifted, out=(shifted, info))
+    return shifted, bool(info.item())
 
 
 def _singular(matrix: Tensor, damping: float, pivot: Tensor | None, largest: Tensor) -> NotPositiveDefiniteError:

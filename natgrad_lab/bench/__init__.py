@@ -7,8 +7,7 @@ rounds of its time divided by the yardstick's time in that round. Results are pl
 from collections.abc import Callable
 
 from natgrad_lab.bench.exact import autoencoder, factors, natural, overview, spectrum
-from natgrad_lab.bench.peers import peers
-from natgrad_lab.bench.steps import dense, step
+from natgrad_lab.bench.steps import conventions, dense, step
 from natgrad_lab.bench.timing import BenchRow, BenchTable, interleaved
 
 BENCHES: dict[str, Callable[..., BenchTable]] = {
@@ -19,7 +18,7 @@ BENCHES: dict[str, Callable[..., BenchTable]] = {
     "spectrum": spectrum,
     "overview": overview,
     "factors": factors,
-    "peers": peers,
+    "conventions": conventions,
 }
 
-__all__ = ["BENCHES", "BenchRow", "BenchTable", "dense", "interleaved", "step"]
+__all__ = ["BENCHES", "BenchRow", "BenchTable", "conventions", "dense", "interleaved", "step"]

@@ -1,9 +1,11 @@
 """Exact work on networks whose Fisher is never formed: natural gradient, spectrum, overview, and K-FAC's factors."""
 
+import statistics
 from collections.abc import Sequence
 
 import torch
 
+from natgrad_lab.bench.peers import Peers, factor_agreement, tensor_agreement
 from natgrad_lab.bench.timing import BenchTable, interleaved, problem, table, threads_of
 from natgrad_lab.experiments.training import find_device
 from natgrad_lab.fisher import gram_fisher, group_edges, implicit_fisher, kfac_fisher, natural_gradient, overview_of
@@ -20,17 +22,17 @@ AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 
 
 def natural(
-    sizes: Sequence[int] = LARGE, num_examples: int = 256, *, rounds: int = 5, threads: int = 2, device: str = "cpu"
+    sizes: Sequence[int] = LARGE, num_examples: int = 256, *, rounds: int = 5, threads: int = 1, device: str = "cpu"
 ) -> BenchTable:
     """Time the exact damped natural gradient against conjugate gradients on the Fisher's products, to the same residual.
 
-    The yardstick is CG to 1e-6 with forward-and-backward products (no preconditioner), as libraries of implicit operators
-    do it; float32, λ = 1e-1, 1e-2, 1e-3. Residuals reached are in the notes.
+    The yardstick is CG to 1e-6 with this package's own forward-and-backward products (no preconditioner); beside it the
+    same CG on the products of other libraries. float32, λ = 1e-1, 1e-2, 1e-3. Residuals reached are in the notes.
     """
     with threads_of(threads):
         where = find_device(device)
         model, inputs, targets = problem(sizes, num_examples, where)
-        likelihood, cases, notes = Categorical(), {}, {}
+        likelihood, cases, notes, peers = Categorical(), {}, {}, Peers()
         for damping in (1e-1, 1e-2, 1e-3):
 
             def by_cg(damping: float = damping) -> None:
@@ -44,8 +46,15 @@ def natural(
                 notes[f"natural_gradient, λ = {damping:g}"] = f"{found.route}, residual {found.residual:.1e}"
 
             cases[f"CG, λ = {damping:g}"], cases[f"natural_gradient, λ = {damping:g}"] = by_cg, exact
-        measured = interleaved(cases, rounds, where)
-        return table(f"natural gradient, {_name(sizes)}, N = {num_examples}", where, threads, measured, notes)
+            ours = natural_gradient(model, likelihood, inputs, targets, damping).direction
+            peers.add("natural", (model, inputs, targets, damping), tensor_agreement(ours), f", λ = {damping:g}")
+        measured = interleaved(cases | peers.cases, rounds, where)
+        for damping in (1e-1, 1e-2, 1e-3):
+            pairs = zip(measured[f"CG, λ = {damping:g}"], measured[f"natural_gradient, λ = {damping:g}"], strict=True)
+            faster = statistics.median(slow / fast for slow, fast in pairs)
+            notes[f"natural_gradient, λ = {damping:g}"] += f", {faster:.1f} x faster than that CG"
+        title = f"natural gradient, {_name(sizes)}, N = {num_examples}"
+        return peers.beside(table(title, where, threads, measured, notes | peers.notes))
 
 
 def natural_gradient_rhs(model: torch.nn.Module, likelihood: Categorical, inputs: torch.Tensor, targets: torch.Tensor):
@@ -57,7 +66,7 @@ def natural_gradient_rhs(model: torch.nn.Module, likelihood: Categorical, inputs
 
 
 def autoencoder(
-    sizes: Sequence[int] = AUTOENCODER, num_examples: int = 512, *, rounds: int = 5, threads: int = 2, device: str = "cpu"
+    sizes: Sequence[int] = AUTOENCODER, num_examples: int = 512, *, rounds: int = 5, threads: int = 1, device: str = "cpu"
 ) -> BenchTable:
     """Time a damped solve with the monte_carlo Fisher of a large autoencoder against one plain SGD step on the same batch.
 
@@ -91,15 +100,16 @@ def autoencoder(
 
 
 def spectrum(
-    sizes: Sequence[int] = LARGE, num_examples: int = 256, *, rounds: int = 3, threads: int = 2, device: str = "cpu"
+    sizes: Sequence[int] = LARGE, num_examples: int = 256, *, rounds: int = 3, threads: int = 1, device: str = "cpu"
 ) -> BenchTable:
-    """Time all nonzero eigenvalues through the Gram matrix against the top one by power iteration on products.
+    """Time all nonzero eigenvalues through the Gram matrix against the top one alone, all that products give.
 
-    Power iteration to a relative change of 1e-6 with forward-and-backward products is what gives others one eigenvalue.
+    The yardstick is power iteration to a relative change of 1e-6 on this package's own products; beside it SciPy's Lanczos
+    on another library's.
     """
     with threads_of(threads):
         where = find_device(device)
-        model, inputs, _ = problem(sizes, num_examples, where)
+        model, inputs, targets = problem(sizes, num_examples, where)
         likelihood, notes = Categorical(), {}
 
         def top() -> None:
@@ -116,13 +126,16 @@ def spectrum(
             values = gram_fisher(model, likelihood, inputs).eigvalsh()
             notes["all nonzero eigenvalues by the Gram"] = f"{len(values)} eigenvalues, the top one {float(values[-1]):.6g}"
 
-        cases = {"top eigenvalue by power iteration": top, "all nonzero eigenvalues by the Gram": all_of_them}
-        measured = interleaved(cases, rounds, where)
-        return table(f"spectrum, {_name(sizes)}, N = {num_examples}", where, threads, measured, notes)
+        cases, peers = {"top eigenvalue by power iteration": top, "all nonzero eigenvalues by the Gram": all_of_them}, Peers()
+        largest = gram_fisher(model, likelihood, inputs).eigvalsh()[-1]
+        peers.add("spectrum", (model, inputs, targets), tensor_agreement(largest), ", top eigenvalue alone")
+        measured = interleaved(cases | peers.cases, rounds, where)
+        title = f"spectrum, {_name(sizes)}, N = {num_examples}"
+        return peers.beside(table(title, where, threads, measured, notes | peers.notes))
 
 
 def overview(
-    sizes: Sequence[int] = LARGE, num_examples: int = 100, *, rounds: int = 5, threads: int = 2, device: str = "cpu"
+    sizes: Sequence[int] = LARGE, num_examples: int = 100, *, rounds: int = 5, threads: int = 1, device: str = "cpu"
 ) -> BenchTable:
     """Time the RMS overview in 200 groups against half the (200 x M²)(M² x 200) GEMM it cannot do without, M = N C rows."""
     with threads_of(threads):
@@ -140,18 +153,20 @@ def overview(
 
 
 def factors(
-    sizes: Sequence[int] = LARGE, num_examples: int = 256, *, rounds: int = 9, threads: int = 2, device: str = "cpu"
+    sizes: Sequence[int] = LARGE, num_examples: int = 256, *, rounds: int = 9, threads: int = 1, device: str = "cpu"
 ) -> BenchTable:
-    """Time K-FAC's factors from exact scores (all classes) against those from one sampled target."""
+    """Time K-FAC's factors from exact scores (all classes) against those from one sampled target, and beside others'."""
     with threads_of(threads):
-        where = find_device(device)
-        model, inputs, _ = problem(sizes, num_examples, where)
+        where, peers = find_device(device), Peers()
+        model, inputs, targets = problem(sizes, num_examples, where)
         cases = {
             "kfac_fisher, monte_carlo": lambda: kfac_fisher(model, Categorical(), inputs, "monte_carlo"),
             "kfac_fisher, exact": lambda: kfac_fisher(model, Categorical(), inputs),
         }
-        measured = interleaved(cases, rounds, where)
-        return table(f"K-FAC factors, {_name(sizes)}, N = {num_examples}", where, threads, measured, "")
+        ours = kfac_fisher(model, Categorical(), inputs)
+        peers.add("factors", (model, inputs, targets), factor_agreement(ours), ", exact")
+        measured = interleaved(cases | peers.cases, rounds, where)
+        return peers.beside(table(f"K-FAC factors, {_name(sizes)}, N = {num_examples}", where, threads, measured, peers.notes))
 
 
 def _name(sizes: Sequence[int]) -> str:

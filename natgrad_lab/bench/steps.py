@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from natgrad_lab.bench.peers import Peers, tensor_agreement
 from natgrad_lab.bench.timing import BenchTable, interleaved, problem, table, threads_of
 from natgrad_lab.experiments.training import find_device
 from natgrad_lab.fisher import dense_fisher
 from natgrad_lab.fisher.scores import score_pass
-from natgrad_lab.likelihoods import Categorical
+from natgrad_lab.likelihoods import Categorical, Gaussian
 from natgrad_lab.optimizers import METHODS
+from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.shapes import Tensor
 
 
@@ -19,10 +21,11 @@ def dense(
     """Time the dense exact Fisher against the (N·C × P) GEMM (SᵀJ)ᵀ(SᵀJ) that a textbook would do once J is there.
 
     float32; the model's forward and backward passes and all checks are counted on our side, forming J is not on theirs.
+    Other libraries beside it where they are installed; their matrices are in PyTorch's order, converting ours is not timed.
     """
     with threads_of(threads):
-        where = find_device(device)
-        model, inputs, _ = problem(sizes, num_examples, where)
+        where, peers = find_device(device), Peers()
+        model, inputs, targets = problem(sizes, num_examples, where)
         scores = score_pass(model, Categorical(), inputs)
         rows = torch.cat([layer.rows.to_dense() for layer in scores.layers], dim=1)  # (N C, P)
         dim = rows.shape[1]
@@ -32,10 +35,35 @@ def dense(
             "dense_fisher, into a buffer": lambda: dense_fisher(model, Categorical(), inputs, out=buffer),
             "dense_fisher": lambda: dense_fisher(model, Categorical(), inputs),
         }
-        measured = interleaved(cases, rounds, where)
+        layout = ParameterLayout(model)
+        ours = layout.to_torch(layout.to_torch(dense_fisher(model, Categorical(), inputs).to_dense()).T)
+        peers.add("dense", (model, inputs, targets), tensor_agreement(ours))
+        measured = interleaved(cases | peers.cases, rounds, where)
         error = float((buffer - product / num_examples).norm() / buffer.norm())
-        note = f"relative difference to the GEMM {error:.1e}"
-        return table(f"dense exact Fisher, {'-'.join(map(str, sizes))}, N = {num_examples}", where, threads, measured, note)
+        notes = {"dense_fisher, into a buffer": f"relative difference to the GEMM {error:.1e}"} | peers.notes
+        title = f"dense exact Fisher, {'-'.join(map(str, sizes))}, N = {num_examples}"
+        return peers.beside(table(title, where, threads, measured, notes))
+
+
+def conventions(
+    sizes: Sequence[int] = (12, 8, 5), num_examples: int = 64, *, rounds: int = 7, threads: int = 1, device: str = "cpu"
+) -> BenchTable:
+    """Time the dense Fisher of a Gaussian likelihood beside other libraries' with the loss of PyTorch that goes with it.
+
+    Ours is the mean over examples of JᵀJ / σ², σ² = 1. PyTorch's MSELoss is ‖y − f‖² / C, not ½‖y − f‖², so matrices made
+    from it are 2 / C times ours: the convention factor in the notes says who does what.
+    """
+    with threads_of(threads):
+        where, peers = find_device(device), Peers()
+        model, inputs, _ = problem(sizes, num_examples, where)
+        targets = torch.zeros(num_examples, sizes[-1]).to(inputs)
+        layout = ParameterLayout(model)
+        ours = layout.to_torch(layout.to_torch(dense_fisher(model, Gaussian(), inputs).to_dense()).T)
+        peers.add("dense", (model, inputs, targets), tensor_agreement(ours))
+        cases = {"dense_fisher, Gaussian": lambda: dense_fisher(model, Gaussian(), inputs)}
+        measured = interleaved(cases | peers.cases, rounds, where)
+        title = f"conventions of a Gaussian likelihood, {'-'.join(map(str, sizes))}, N = {num_examples}"
+        return peers.beside(table(title, where, threads, measured, peers.notes))
 
 
 def step(

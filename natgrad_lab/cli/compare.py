@@ -4,7 +4,6 @@ The model's file is your own code and is executed. The data file is read as plai
 """
 
 import math
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +38,8 @@ def compare(
     if (model is None) != (data is None):
         raise ValueError("give both --model and --data, or neither (then: the digits and a small network).")
     from natgrad_lab import comparison
+    from natgrad_lab.plots.files import write_images
+    from natgrad_lab.suite import find_chromium
 
     chosen = read_likelihood(likelihood)
     network, inputs, targets = example() if model is None else (load_model(model, console), *load_data(data))
@@ -55,7 +56,8 @@ def compare(
     report.to_json(out / "report.json")
     console.print(f"{out / 'report.html'} and report.json written.", markup=False, highlight=False, soft_wrap=True)
     if figures:
-        console.print(write_figures(report, out / "figures"), markup=False, highlight=False, soft_wrap=True)
+        written = write_images(report.figures(), out / "figures", find_chromium())
+        console.print(written, markup=False, highlight=False, soft_wrap=True)
     broken = [text for demand in demands for text in failures(report, *demand)]
     for text in broken:
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -141,25 +143,3 @@ def show(report) -> None:
     console.print(table)
     for name, reason in report.failures.items():
         console.print(f"{name} could not be made: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def write_figures(report, folder: Path) -> str:
-    """Every figure as SVG and PNG; a sentence about what was written, or why nothing was."""
-    from natgrad_lab.suite import find_chromium
-
-    folder.mkdir(exist_ok=True)
-    chromium = find_chromium()
-    if chromium is not None:
-        os.environ.setdefault("BROWSER_PATH", str(chromium))
-    try:
-        for name, figure in report.figures().items():
-            for kind in ("svg", "png"):
-                figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
-                figure.write_image(folder / f"{name}.{kind}", width=1000, scale=2 if kind == "png" else 1)
-    except Exception as error:  # kaleido or its browser: anything from ImportError to a timeout
-        reason = " ".join(str(error).split())[:200]
-        return (
-            f"No figures as files: plotly needs kaleido and a Chrome or Chromium for that ({type(error).__name__}: {reason}). "
-            "pip install kaleido, then plotly_get_chrome; the HTML page has every figure."
-        )
-    return f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} written."

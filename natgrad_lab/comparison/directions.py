@@ -1,4 +1,5 @@
 """How good a direction v is: against the exact damped natural gradient, by the quadratic model, and on the batch itself."""
+
 from numbers import Real
 
 import torch

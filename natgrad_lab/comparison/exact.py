@@ -106,9 +106,7 @@ class Problem:
         """One pass. Raises: as `fisher.score_pass`."""
         self.batch, self.damping, self.layout = batch, damping, batch.layout
         self.wide, note = batch.in_double()
-        self.scores: ScorePass = score_pass(
-            self.wide.model, batch.likelihood, self.wide.inputs, loss_targets=self.wide.targets
-        )
+        self.scores: ScorePass = score_pass(self.wide.model, batch.likelihood, self.wide.inputs, loss_targets=self.wide.targets)
         self.note = "; ".join(each for each in (note, self.scores.note) if each)
         self.fisher = ExactFisher(self.scores, batch.likelihood)
         self.gradient: Float[Tensor, " P"] = self.scores.gradient().double()

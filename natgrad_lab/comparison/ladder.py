@@ -141,6 +141,4 @@ def sampling_noise(problem: Problem, damping: Real) -> list[Noise]:
 
 def _noise(name: str, label: str, pairs: list[tuple[float, float]]) -> Noise:
     efficiencies, errors = zip(*pairs, strict=True)
-    return Noise(
-        name, label, len(pairs), fmean(efficiencies), stdev(efficiencies), fmean(errors), stdev(errors)
-    )
+    return Noise(name, label, len(pairs), fmean(efficiencies), stdev(efficiencies), fmean(errors), stdev(errors))

@@ -143,9 +143,7 @@ class DampingSlider:
         if not self._through_rows or not isinstance(self.structure, BlockDiagonal):
             return None
         turned = []
-        for layer, block, rows in zip(
-            self.problem.layout.layers, self.structure.blocks, self.problem.exact.rows, strict=False
-        ):
+        for layer, block, rows in zip(self.problem.layout.layers, self.structure.blocks, self.problem.exact.rows, strict=False):
             g = self.problem.gradient[layer.slice]
             if isinstance(block, Diagonal):
                 turned.append((g, block.values.double(), rows))

@@ -55,9 +55,7 @@ def best_kronecker_fisher(
         others the rows are formed in chunks, K N C D (C + D) operations. Some tens of iterations.
     References: [VanLoan1993]; [Koroko2022].
     """
-    return best_kronecker_from_scores(
-        score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    )
+    return best_kronecker_from_scores(score_pass(model, likelihood, inputs, fisher_type, targets, num_samples, generator))
 
 
 def best_kronecker_from_scores(scores: ScorePass) -> BlockDiagonal:

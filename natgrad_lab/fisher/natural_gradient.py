@@ -24,7 +24,7 @@ from natgrad_lab.fisher.dense import contract
 from natgrad_lab.fisher.gram import gram_from_scores
 from natgrad_lab.fisher.scores import ScorePass, score_pass
 from natgrad_lab.likelihoods import Likelihood
-from natgrad_lab.linalg import cg, check_damping, cholesky_solve, damped_cholesky
+from natgrad_lab.linalg import cg, check_damping, cholesky_solve, damped_cholesky, shifted_cholesky
 from natgrad_lab.names import known
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import Gram, KhatriRaoRows
@@ -172,9 +172,7 @@ class ExactFisher:
     def _dense_solve(self, damping: float) -> tuple[Tensor, float, int]:
         """Factor in the working precision; in float64 where corrections do not make up for it."""
         if self.matrix.dtype == torch.float32 and damping > 0:
-            shifted = self.matrix.clone()
-            shifted.diagonal().add_(damping)
-            factor, failed = torch.linalg.cholesky_ex(shifted)
+            factor, failed = shifted_cholesky(self.matrix, damping)
             if not failed:
                 direction, residual, corrections = self._refined(factor, damping)
                 if residual <= _ACCEPTED:

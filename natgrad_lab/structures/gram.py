@@ -18,6 +18,7 @@ from natgrad_lab.linalg import (
     psd_eigh,
     psd_eigvalsh,
     rounding_level,
+    shifted_cholesky,
     spectrum_power,
 )
 from natgrad_lab.shapes import Float, Tensor
@@ -271,7 +272,5 @@ class Gram(StructuredMatrix):
 
 
 def _cholesky_or_none(matrix: Tensor, damping: float) -> Tensor | None:
-    shifted = matrix.clone()
-    shifted.diagonal().add_(damping)
-    factor, info = torch.linalg.cholesky_ex(shifted)
-    return None if info.item() else factor
+    factor, failed = shifted_cholesky(matrix, damping)
+    return None if failed else factor
