@@ -38,8 +38,6 @@ def compare(
     if (model is None) != (data is None):
         raise ValueError("give both --model and --data, or neither (then: the digits and a small network).")
     from natgrad_lab import comparison
-    from natgrad_lab.plots.files import write_images
-    from natgrad_lab.suite import find_chromium
 
     chosen = read_likelihood(likelihood)
     network, inputs, targets = example() if model is None else (load_model(model, console), *load_data(data))
@@ -56,8 +54,7 @@ def compare(
     report.to_json(out / "report.json")
     console.print(f"{out / 'report.html'} and report.json written.", markup=False, highlight=False, soft_wrap=True)
     if figures:
-        written = write_images(report.figures(), out / "figures", find_chromium())
-        console.print(written, markup=False, highlight=False, soft_wrap=True)
+        console.print(write_figures(report, out / "figures"), markup=False, highlight=False, soft_wrap=True)
     broken = [text for demand in demands for text in failures(report, *demand)]
     for text in broken:
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -143,3 +140,11 @@ def show(report) -> None:
     console.print(table)
     for name, reason in report.failures.items():
         console.print(f"{name} could not be made: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_figures(result, folder: Path) -> str:
+    """Every figure of `result.figures()` as SVG and PNG; a sentence about what was written, or why nothing was."""
+    from natgrad_lab.plots.files import write_images
+    from natgrad_lab.suite import find_chromium
+
+    return write_images(result.figures(), folder, find_chromium())

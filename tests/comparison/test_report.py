@@ -18,8 +18,6 @@ from natgrad_lab.cli import compare as command
 from natgrad_lab.cli import read
 from natgrad_lab.comparison import METRICS, Report, Row
 from natgrad_lab.plots import comparison as plots
-from natgrad_lab.plots.files import write_images
-from natgrad_lab.suite import find_chromium
 
 NASTY = "<script>alert('x')</script>&\"</script><img src=x onerror=alert(1)>"
 
@@ -310,14 +308,14 @@ def test_figures_that_cannot_be_drawn_are_no_failure(report, tmp_path, monkeypat
         raise RuntimeError("no browser here")
 
     monkeypatch.setattr("plotly.graph_objects.Figure.write_image", broken)
-    text = write_images(report.figures(), tmp_path / "figures", find_chromium())
+    text = command.write_figures(report, tmp_path / "figures")
     assert "no browser here" in text and "pip install kaleido" in text
 
 
 @pytest.mark.browser
 @pytest.mark.slow
 def test_figures_are_written_as_svg_and_png(report, tmp_path):
-    write_images(report.figures(), tmp_path / "figures", find_chromium())
+    command.write_figures(report, tmp_path / "figures")
     written = {path.name for path in (tmp_path / "figures").iterdir()}
     assert written == {f"{name}.{kind}" for name in plots.FIGURES for kind in ("svg", "png")}
     assert (tmp_path / "figures" / "ladder.png").read_bytes()[:4] == b"\x89PNG"
