@@ -16,7 +16,7 @@ from natgrad_lab.derivatives import forward_pass
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.fisher.dense import contract
 from natgrad_lab.fisher.scores import ScorePass, rows_of
-from natgrad_lab.linalg import damped_cholesky, symmetrize
+from natgrad_lab.linalg import symmetrize
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.roots import denman_beavers, nystrom
 from natgrad_lab.shapes import Float, Tensor
@@ -37,7 +37,7 @@ _LARGEST_BLOCK = 4096  # parameters of a block whose whole Fisher is formed
 
 @dataclass(frozen=True)
 class LocalFisher:
-    """One matrix G (n, n) for all `units` of a layer: the metric of the layer's parameters is I ⊗ G.
+    """One matrix G (n, n), in float64, for all `units` of a layer: the metric of the layer's parameters is I ⊗ G.
 
     `inputs_last` says how they lie in the flat order from `start` on: (units, n), as rows of [W | b], or (n, units), as an
     Embedding's, whose metric is G ⊗ I.
@@ -61,10 +61,12 @@ class LocalFisher:
 
     def product(self, matrix: StructuredMatrix, vector: Float[Tensor, " P"]) -> Tensor:
         """`matrix` (n, n) applied to every unit's part of a vector in the flat order."""
-        part = vector[self.start : self.start + self.size]
+        part = vector[self.start : self.start + self.size].to(matrix.dtype)
         if self.inputs_last:
-            return matrix.matmul(part.view(self.units, -1).mT).mT.flatten()
-        return matrix.matmul(part.view(-1, self.units)).flatten()
+            product = matrix.matmul(part.view(self.units, -1).mT).mT
+        else:
+            product = matrix.matmul(part.view(-1, self.units))
+        return product.flatten().to(vector.dtype)
 
     def state(self) -> dict:
         """Plain data; undone by `LocalFisher.from_state`."""
@@ -119,26 +121,24 @@ class RootChoice:
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer; got {value!r}.")
 
-    def root(self, fisher: LocalFisher, damping: float) -> LocalRoot:
-        """Roots of G + damping I, computed in float64 and rounded to the dtype of G.
+    def root(self, fisher: LocalFisher, damping: float, dtype: torch.dtype) -> LocalRoot:
+        """Roots of G + damping I, computed in float64 and rounded to `dtype`.
 
         Raises: NotPositiveDefiniteError for a singular G and damping 0 (or a low-rank stand-in and damping 0).
         Cost: n ≤ dense_up_to: 5 to 8 times 6 n³ flops; else 7 n m² for m landmarks.
         """
         G = fisher.matrix
         if isinstance(G, Diagonal):
-            return LocalRoot(fisher.name, "diagonal", 0.0, 0.0, G.power(0.5, damping), G.power(-0.5, damping))
-        if damping == 0:
-            damped_cholesky(G.matrix)  # rounding of a float32 G is no metric, though float64 would invert it
-        matrix = symmetrize(G.matrix).double()  # products in float32 leave it asymmetric by their rounding
-        if G.dim <= self.dense_up_to:
-            found = denman_beavers(matrix, damping)
-            parts = (Dense(part.to(G.dtype)) for part in (found.root, found.inverse_root))
-            return LocalRoot(fisher.name, "Denman-Beavers", found.residual, found.inverse_residual, *parts)
-        low_rank, left_out = nystrom(matrix, self.landmarks)
-        method = f"Nystrom, {len(low_rank.eigenvalues)} landmarks"
-        parts = (low_rank.power(p, damping).map(lambda tensor: tensor.to(G.dtype)) for p in (0.5, -0.5))
-        return LocalRoot(fisher.name, method, left_out, 0.0, *parts)
+            made, parts = ("diagonal", 0.0, 0.0), tuple(G.power(p, damping) for p in (0.5, -0.5))
+        elif G.dim <= self.dense_up_to:
+            found = denman_beavers(G.matrix, damping)
+            made, parts = ("Denman-Beavers", found.residual, found.inverse_residual), (found.root, found.inverse_root)
+            parts = tuple(Dense(part) for part in parts)
+        else:
+            low_rank, left_out = nystrom(G.matrix, self.landmarks)
+            made = (f"Nystrom, {len(low_rank.eigenvalues)} landmarks", left_out, 0.0)
+            parts = tuple(low_rank.power(p, damping) for p in (0.5, -0.5))
+        return LocalRoot(fisher.name, *made, *(part.map(lambda tensor: tensor.to(dtype)) for part in parts))
 
 
 # ---- estimation
@@ -216,7 +216,7 @@ def _(rows: SharedRows, name: str, start: int, num_examples: int) -> tuple[Local
 @_from_rows.register
 def _(rows: EmbeddingRows, name: str, start: int, num_examples: int) -> tuple[LocalFisher, ...]:
     counts = torch.bincount(rows.index[rows.index >= 0].flatten(), minlength=rows.num_entries)
-    frequencies = Diagonal(counts.to(rows.dtype) / rows.index.numel())  # second moment of one-hot inputs
+    frequencies = Diagonal(counts.double() / rows.index.numel())  # second moment of one-hot inputs
     return (LocalFisher(name, start, rows.scores.shape[3], frequencies, inputs_last=False),)
 
 
@@ -230,7 +230,8 @@ def _(rows: ConcatRows, name: str, start: int, num_examples: int) -> tuple[Local
 
 
 def _second_moment(inputs: Float[Tensor, "M D"]) -> Dense:
-    return Dense(inputs.mT @ inputs / len(inputs))
+    inputs = inputs.double()  # in float32, rounding makes the smallest eigenvalues negative
+    return Dense(symmetrize(inputs.mT @ inputs / len(inputs)))
 
 
 def _whole_block(name: str, start: int, rows: list[RowBlock], num_examples: int) -> LocalFisher:
@@ -241,7 +242,8 @@ def _whole_block(name: str, start: int, rows: list[RowBlock], num_examples: int)
             "metric='inputs', whose matrices have the size of a layer's inputs; a layer without such inputs can be frozen "
             "with requires_grad_(False)."
         )
-    return LocalFisher(name, start, 1, Dense(contract(rows, num_examples)))
+    rows = [block.map(lambda tensor: tensor.double()) for block in rows]
+    return LocalFisher(name, start, 1, Dense(symmetrize(contract(rows, num_examples))))
 
 
 def averaged(old: tuple[LocalFisher, ...], new: tuple[LocalFisher, ...], decay: float) -> tuple[LocalFisher, ...]:

@@ -202,7 +202,8 @@ class ReconstructedNetwork(nn.Module):
         if optimizer is not None:
             _refuse_state(optimizer)
         fishers = captured_input_fishers(self.canonical(), inputs)
-        roots = tuple(self.choice.root(fisher, self.damping) for fisher in fishers)
+        dtype = next(self.parameters()).dtype
+        roots = tuple(self.choice.root(fisher, self.damping, dtype) for fisher in fishers)
         with torch.no_grad():
             for fisher, root in zip(fishers, roots, strict=True):
                 name, i = self._places[fisher.name]

@@ -79,7 +79,8 @@ class SNGD(FlatOptimizer):
         phases["fisher"] = time.perf_counter() - started
         started = time.perf_counter()
         if due or moved or damping != self._root_damping:
-            self.roots, self._root_damping = tuple(self.choice.root(each, damping) for each in self.fishers), damping
+            self.roots = tuple(self.choice.root(each, damping, gradient.dtype) for each in self.fishers)
+            self._root_damping = damping
         inverse_roots = [root.inverse_root for root in self.roots]
         vector = self._applied(inverse_roots, self._applied(inverse_roots, gradient))
         if self.momentum:

@@ -275,6 +275,16 @@ def test_enough_landmarks_change_nothing():
     assert (fewer - dense).norm() > 1e-2 * dense.norm()
 
 
+def test_float32_networks_wider_than_their_batch():
+    """G has rank 7 and is taken from float32 inputs; landmarks beyond the rank are not looked for in rounding."""
+    case = random_case((40, 4, 3), num_examples=7)
+    case.model.float()
+    optimizer = sngd(case.model, case.likelihood, dense_up_to=8, landmarks=30)
+    record = optimizer.step(case.inputs.float(), case.targets)
+    assert record.status == "ok" and optimizer.roots[0].method == "Nystrom, 7 landmarks"
+    assert optimizer.roots[0].residual < 1e-14
+
+
 def test_an_embedding_has_the_frequencies_of_its_entries():
     case = LAYERS["Embedding"]()
     _, optimizer = stepped(case)
