@@ -61,23 +61,27 @@ def denman_beavers(
     Args:
         tolerance: of ‖Y² − M‖ / ‖M‖; None: √m eps.
         max_steps: iterations at most. scaled: False leaves μ = 1, and one more iteration for every factor 4 in κ.
-    Raises: NotPositiveDefiniteError where M is singular to working precision or indefinite; ValueError if not symmetric.
+    Raises: NotPositiveDefiniteError where M is singular to working precision or indefinite; ValueError if not symmetric. No
+        jitter is added: the root is of M, or there is none.
     Warns: NumericalWarning with the residual reached if `max_steps` end the iteration before either.
     Cost: per iteration two Cholesky inverses and one product, about 6 m³ flops; 5 to 8 iterations for κ from 10 to 1e8.
     References: [DenmanBeavers1976]; [Higham2008] sec. 6.3 and 6.5 for the product form and the scaling.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be a positive integer; got {max_steps}.")
-    damped_cholesky(matrix, damping)  # refuses by name what has no root
+    check_finite(matrix, "matrix")
+    check_symmetric(matrix)
+    if check_damping(damping) == 0:
+        damped_cholesky(matrix)  # refuses what rounding alone keeps from being singular
     M = matrix.clone()
-    M.diagonal().add_(check_damping(damping))
+    M.diagonal().add_(damping)
     dim, size = len(M), M.diagonal().mean()
     M = M / size  # far from the ends of the exponent range
     tolerance = math.sqrt(dim) * torch.finfo(M.dtype).eps if tolerance is None else tolerance
     Y, Z, norm = M, torch.eye(dim, dtype=M.dtype, device=M.device), torch.linalg.matrix_norm(M)
     best, residuals = (Y, Z), []
     for _ in range(max_steps):
-        (Y_inverse, Y_logdet), (Z_inverse, Z_logdet) = _inverse(Y), _inverse(Z)
+        (Y_inverse, Y_logdet), (Z_inverse, Z_logdet) = (_inverse(each, float(damping)) for each in (Y, Z))
         mu = torch.exp(-(Y_logdet + Z_logdet) / (2 * dim)) if scaled else 1.0
         Y, Z = (mu * Y + Z_inverse / mu) / 2, (mu * Z + Y_inverse / mu) / 2
         residual = (torch.linalg.matrix_norm(Y @ Y - M) / norm).item()
@@ -101,11 +105,12 @@ def denman_beavers(
     return SquareRoot(Y * size.sqrt(), Z / size.sqrt(), tuple(residuals), inverse_residual)
 
 
-def _inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse and logarithm of the determinant of an iterate."""
+def _inverse(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Inverse and logarithm of the determinant of an iterate, the first of which is M / size."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed:
-        raise not_positive_definite(len(matrix), "an iterate of its square root is indefinite", 0.0, 0.0)
+    if failed or not torch.isfinite(factor).all():
+        level = zero_level(len(matrix), matrix.diagonal().max())
+        raise not_positive_definite(len(matrix), "it is indefinite, or its root is", damping, level)
     return torch.cholesky_inverse(factor), 2 * factor.diagonal().log().sum()
 
 

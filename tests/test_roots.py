@@ -108,6 +108,12 @@ def test_what_has_no_root_is_refused(matrix, words):
         denman_beavers(matrix)
 
 
+def test_damping_that_rounding_has_eaten_is_refused():
+    M = torch.diag(torch.tensor([1.0, -1e-9]))
+    with pytest.raises(NotPositiveDefiniteError, match="at damping 1e-12 is singular .*more damping"):
+        denman_beavers(M, 1e-12)
+
+
 def test_bad_arguments_of_the_root():
     with pytest.raises(ValueError, match="must be symmetric"):
         denman_beavers(torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
