@@ -1,12 +1,9 @@
 """How plain gradient flow learns a deep linear network: mode by mode, with plateaus. The contrast to natural gradient flow."""
 
-import math
-
 import torch
 
+from natgrad_lab.deep_linear.ode import integrate
 from natgrad_lab.shapes import Float, Tensor
-
-_STEP = 0.02  # of a fourth-order step times the fastest rate: relative errors stay below 1e-8
 
 
 def saxe(
@@ -22,7 +19,7 @@ def saxe(
     modes and balanced, every layer with the strengths u^(1/L) (no interaction of modes then arises). Each mode waits about
     log(s/u₀) / 2s (two layers), longer the smaller s is; natural gradient flow gives du/dt = s − u for all of them.
 
-    Closed forms for one and two layers; more by fourth-order Runge-Kutta steps, to a relative error below 1e-8.
+    Closed forms for one and two layers; more by integrating this equation, each step to a relative error of 1e-9.
 
     Args:
         singular_values: s ≥ 0, of E[yxᵀ].
@@ -70,22 +67,14 @@ def _two_layers(s: Tensor, start: Tensor, times: Tensor) -> Tensor:
 
 
 def _stepped(s: Tensor, start: Tensor, times: Tensor, num_layers: int) -> Tensor:
-    power = 2 - 2 / num_layers
-    fastest = 2 * num_layers * float(torch.maximum(s, start).max()) ** power
+    """In log u, whose errors are relative ones of u: d log u / dt = L u^(1 − 2/L) (s − u)."""
+    learns = start > 0
 
-    def speed(u: Tensor) -> Tensor:
-        return num_layers * u**power * (s - u)
+    def speed(log_u: Tensor) -> Tensor:
+        u = log_u.exp()
+        return num_layers * u ** (1 - 2 / num_layers) * (s[learns] - u)
 
-    u, now, found = start, 0.0, []
-    for time in times.tolist():
-        count = max(1, math.ceil((time - now) * fastest / _STEP))
-        step = (time - now) / count
-        for _ in range(count):
-            k1 = speed(u)
-            k2 = speed(u + step / 2 * k1)
-            k3 = speed(u + step / 2 * k2)
-            k4 = speed(u + step * k3)
-            u = u + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        found.append(u)
-        now = time
-    return torch.stack(found)
+    reached, _ = integrate(speed, start[learns].log(), times.tolist())
+    strengths = torch.zeros(len(times), len(s), dtype=s.dtype, device=s.device)
+    strengths[:, learns] = torch.stack(reached).exp()
+    return strengths

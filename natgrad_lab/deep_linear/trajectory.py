@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +9,10 @@ import torch
 from natgrad_lab.deep_linear.closed_form import exact_shares, factored
 from natgrad_lab.deep_linear.gradient_flow import checked_times
 from natgrad_lab.deep_linear.network import Regression, Weights, chain, checked_layers, regression
+from natgrad_lab.deep_linear.ode import integrate
 from natgrad_lab.errors import NumericalWarning
 from natgrad_lab.linalg import zero_level
 from natgrad_lab.shapes import Float, Tensor
-
-_TOLERANCE = 1e-9  # of a step, relative to the weights
-_SMALLEST_STEP = 1e-9  # a flow that needs shorter ones is about to break down
 
 
 @dataclass(frozen=True)
@@ -175,48 +172,3 @@ def product_steps(
 def _unflat(vector: Tensor, layers: list[Tensor]) -> tuple[Tensor, ...]:
     parts = vector.split([layer.numel() for layer in layers])
     return tuple(part.view_as(layer) for part, layer in zip(parts, layers, strict=True))
-
-
-# Dormand and Prince's embedded pair of orders 5 and 4: stages, and the weights of solution and error.
-_STAGES = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-
-
-def integrate(
-    speed: Callable[[Tensor], Tensor], start: Float[Tensor, " P"], times: list[float]
-) -> tuple[list[Tensor], float | None]:
-    """Values at the times of the solution of dx/dt = speed(x), x(0) = start; and the time at which it got stuck, or None."""
-    x, now, step, reached = start, 0.0, 0.01, []
-    slope = speed(x)
-    for time in times:
-        while now < time:
-            last = time - now <= step
-            trial = time - now if last else step
-            moved, new_slope, error = _step(speed, x, slope, trial)
-            if error <= 1:
-                x, slope, now = moved, new_slope, time if last else now + trial
-            grown = 5.0 if error == 0 else min(5.0, max(0.2, 0.9 * error**-0.2)) if math.isfinite(error) else 0.2
-            step = max(step, trial * grown) if last and error <= 1 else trial * grown
-            if step < _SMALLEST_STEP * max(1.0, now):
-                return reached, now
-        reached.append(x)
-    return reached, None
-
-
-def _step(speed: Callable, x: Tensor, slope: Tensor, step: float) -> tuple[Tensor, Tensor, float]:
-    """One step: the new value, the slope there, and the error in units of the tolerance."""
-    slopes, moved = [slope], x
-    for stage in _STAGES:
-        moved = x + step * sum(a * k for a, k in zip(stage, slopes, strict=True))
-        if not torch.isfinite(moved).all():
-            return moved, slope, math.inf
-        slopes.append(speed(moved))
-    off = step * sum(e * k for e, k in zip(_ERROR, slopes, strict=True)).norm()
-    return moved, slopes[-1], float(off / (_TOLERANCE * torch.maximum(x.norm(), moved.norm()).clamp_min(1e-300)))

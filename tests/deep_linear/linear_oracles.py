@@ -101,15 +101,14 @@ def crossing_time(start, best, horizon=12.0, points=200_000):
 def gradient_flow(layers, cross, time, steps):
     """Plain gradient flow on ½ E‖y − W x‖² with E[xxᵀ] = I and E[yxᵀ] = cross: fourth-order steps on all matrices at once."""
 
-    def product(layers):
-        return np.linalg.multi_dot([np.eye(len(layers[-1])), *layers[::-1]])
-
     def speed(layers):
-        E = product(layers) - cross
-        ends = range(len(layers))
-        below = [product([np.eye(cross.shape[1]), *layers[:i]]) for i in ends]
-        above = [product([*layers[i + 1 :], np.eye(cross.shape[0])]) for i in ends]
-        return [-A.T @ E @ B.T for A, B in zip(above, below, strict=True)]
+        below, above = [np.eye(cross.shape[1])], [np.eye(cross.shape[0])]
+        for W in layers:
+            below.append(W @ below[-1])
+        for W in layers[:0:-1]:
+            above.insert(0, above[0] @ W)
+        E = below[-1] - cross
+        return [-A.T @ E @ B.T for A, B in zip(above, below[:-1], strict=True)]
 
     h = time / steps
     for _ in range(steps):
@@ -118,4 +117,7 @@ def gradient_flow(layers, cross, time, steps):
         k3 = speed([W + h / 2 * k for W, k in zip(layers, k2, strict=True)])
         k4 = speed([W + h * k for W, k in zip(layers, k3, strict=True)])
         layers = [W + h / 6 * (a + 2 * b + 2 * c + d) for W, a, b, c, d in zip(layers, k1, k2, k3, k4, strict=True)]
-    return product(layers)
+    total = np.eye(cross.shape[1])
+    for W in layers:
+        total = W @ total
+    return total

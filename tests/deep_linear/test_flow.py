@@ -275,7 +275,7 @@ def test_steps_of_an_even_number_of_square_layers_never_change_the_sign_of_the_d
     """det W gets the factor det(...)^L: positive. An odd number may cross, and then converges."""
     for num_layers in (2, 4):
         layers, X, Y, _ = breaking(num_layers, 1)
-        losses, moved = descend(layers, X, Y, 0.3, 100)
+        losses, moved = descend(layers, X, Y, 0.3, 40)
         assert math.prod(map(float, moved)) * math.prod(map(float, layers)) > 0 and losses.min() > 1e-3 * losses[0]
     layers, X, Y, _ = breaking(3, 1)
     losses, moved = descend(layers, X, Y, 0.3, 200)
@@ -295,14 +295,14 @@ def test_one_layer_wide_layers_and_matching_maps_have_no_breakdown():
 @pytest.mark.slow
 @pytest.mark.parametrize("dim, probability", [(1, 0.5), (4, 0.78)])
 def test_breakdowns_are_common(dim, probability):
-    """W(0) and W* Gaussian: one half at d = 1 by symmetry; 0.78 at d = 4. 400 draws: 3 standard deviations are 0.075."""
+    """W(0) and W* Gaussian: one half at d = 1 by symmetry; 0.78 at d = 4. 200 draws: 3 standard deviations are 0.107."""
     hits = 0
-    for seed in range(400):
+    for seed in range(200):
         generator = torch.Generator().manual_seed(seed)
         layers = [torch.randn(dim, dim, generator=generator), torch.eye(dim)]
         best, X = torch.randn(dim, dim, generator=generator), 2 * torch.eye(dim)
         hits += math.isfinite(deep_linear.rate(layers, X, X @ best.T).breakdown)
-    assert abs(hits / 400 - probability) < 0.075
+    assert abs(hits / 200 - probability) < 0.107
 
 
 # ---- Saxe's gradient flow
@@ -324,8 +324,8 @@ def test_modes_are_those_of_the_simulated_network(num_layers):
     found = deep_linear.saxe(torch.from_numpy(modes), 0.05, times, num_layers=num_layers)
     assert found.shape == (3, 4)
     for row, time in zip(found.numpy(), times.tolist(), strict=True):
-        simulated = np.diag(U.T @ gradient_flow(layers, cross, time, 800) @ V)
-        assert np.abs(row - simulated).max() < 1e-6  # fourth order in steps of 1 / 400
+        simulated = np.diag(U.T @ gradient_flow(layers, cross, time, 400) @ V)
+        assert np.abs(row - simulated).max() < 1e-6  # fourth order in steps of 1 / 200
 
 
 @given(s=st.floats(0.01, 50), start=st.floats(1e-8, 60), time=st.floats(0, 30))
