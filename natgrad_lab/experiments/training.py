@@ -13,7 +13,7 @@ from natgrad_lab.experiments.config import ExperimentConfig
 from natgrad_lab.experiments.evaluation import Evaluation, loss_and_error
 from natgrad_lab.experiments.networks import MODELS, network
 from natgrad_lab.likelihoods import LIKELIHOODS, Likelihood
-from natgrad_lab.optimizers import METHODS
+from natgrad_lab.optimizers import METHODS, exponential_batch
 from natgrad_lab.shapes import Tensor
 
 
@@ -47,7 +47,10 @@ class Training:
         """
         total = len(self.inputs)
         size = self.batch_size or total
-        grown = size if self.batch_growth is None else grown_batch_size(step, *self.batch_growth, size)
+        grown = size
+        if self.batch_growth is not None:
+            first, until = self.batch_growth
+            grown = exponential_batch(first, size, until)(step + 1)
         if grown == total:
             return self.inputs, self.targets
         epoch, piece = divmod(step, total // size) if grown == size else (step, 0)
@@ -55,16 +58,6 @@ class Training:
         order = torch.randperm(total, generator=generator)
         index = order[piece * grown : (piece + 1) * grown].to(self.inputs.device)
         return self.inputs[index], self.targets[index]
-
-
-def grown_batch_size(step: int, first: int, until: int, full: int) -> int:
-    """⌊first · (full / first)^(step / (until − 1))⌋ for step = 0, 1, ..., `full` from step `until` − 1 on.
-
-    References: [MartensGrosse2015] sec. 13, where k = step + 1, first = 1000 and until = 500.
-    """
-    if step >= until - 1 or first >= full:
-        return full
-    return min(full, int(first * (full / first) ** (step / (until - 1))))
 
 
 def prepare(config: ExperimentConfig) -> Training:
