@@ -8,12 +8,14 @@ that whatever is interrupted, or runs beside it, sees the whole file or none.
 import hashlib
 import os
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
 from natgrad_lab.datasets.files import FILES, RemoteFile
 
 FOLDER, MIRROR = "NATGRAD_DATA", "NATGRAD_DATA_MIRROR"
+ONE_AT_A_TIME = threading.Lock()  # in this process: the second thread that asks finds the file
 REASONS = {
     "FileNotFoundError": "not there",
     "ConnectionError": "no connection",
@@ -28,7 +30,11 @@ def fetch(key: str) -> Path:
     Raises: FileNotFoundError naming the file, all that was tried, and where to put the file by hand.
     Warns: UserWarning if a file had to be refused: the one that was kept, or that of a source before the one that served.
     """
-    file, path = FILES[key], cache_folder() / key
+    with ONE_AT_A_TIME:
+        return _fetch(key, FILES[key], cache_folder() / key)
+
+
+def _fetch(key: str, file: RemoteFile, path: Path) -> Path:
     state = check(key)
     if state == "present":
         return path
@@ -45,7 +51,7 @@ def fetch(key: str) -> Path:
             tried.append(f"{source}: {_reason(error)}")
             continue
         if lines := [*refused, *(line for line in tried if "SHA-256" in line)]:
-            warnings.warn(f"{key} was taken from {source}, because of: {'; '.join(lines)}", UserWarning, stacklevel=2)
+            warnings.warn(f"{key} was taken from {source}, because of: {'; '.join(lines)}", UserWarning, stacklevel=3)
         return path
     raise FileNotFoundError(_help(key, [*refused, *tried]))
 
