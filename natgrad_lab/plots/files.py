@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
+import plotly.io
 
 
 def write_images(
-    figures: Mapping[str, go.Figure], folder: Path, browser: str | os.PathLike | None = None, kinds: Sequence[str] = ("svg", "png")
+    figures: Mapping[str, go.Figure],
+    folder: Path,
+    browser: str | os.PathLike | None = None,
+    kinds: Sequence[str] = ("svg", "png"),
 ) -> str:
     """Write every figure as `folder/name.kind` on white; a sentence about what was written, or why nothing was.
 
@@ -18,17 +22,15 @@ def write_images(
     folder.mkdir(parents=True, exist_ok=True)
     if browser is not None:
         os.environ.setdefault("BROWSER_PATH", os.fspath(browser))
+    shown = [go.Figure(figure).update_layout(paper_bgcolor="white", plot_bgcolor="white") for figure in figures.values()]
+    pairs = [(figure, kind) for figure in shown for kind in kinds]
     try:
-        import kaleido
-
-        kaleido.start_sync_server(silence_warnings=True)
-        try:
-            for name, figure in figures.items():
-                shown = go.Figure(figure).update_layout(paper_bgcolor="white", plot_bgcolor="white")
-                for kind in kinds:
-                    shown.write_image(folder / f"{name}.{kind}", width=1000, scale=2 if kind == "png" else 1)
-        finally:
-            kaleido.stop_sync_server(silence_warnings=True)
+        plotly.io.write_images(
+            [figure for figure, _ in pairs],
+            [folder / f"{name}.{kind}" for name in figures for kind in kinds],
+            width=1000,
+            scale=[2 if kind == "png" else 1 for _, kind in pairs],
+        )
     except Exception as error:  # kaleido or its browser: anything from ImportError to a timeout
         reason = " ".join(str(error).split())[:200]
         return (

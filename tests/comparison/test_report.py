@@ -307,7 +307,7 @@ def test_figures_that_cannot_be_drawn_are_no_failure(report, tmp_path, monkeypat
     def broken(*args, **options):
         raise RuntimeError("no browser here")
 
-    monkeypatch.setattr("plotly.graph_objects.Figure.write_image", broken)
+    monkeypatch.setattr("plotly.io.write_images", broken)
     text = command.write_figures(report, tmp_path / "figures")
     assert "no browser here" in text and "pip install kaleido" in text
 
