@@ -3,6 +3,7 @@
 import plotly.io
 
 from natgrad_lab.plots.curves import loss_figure, loss_spec, spectrum_figure, spectrum_spec
+from natgrad_lab.plots.deep_linear import rate_figure
 from natgrad_lab.plots.heatmap import SCALES, Picture, fisher_heatmap_figure, fisher_picture
 from natgrad_lab.plots.style import colour_table, method_colour
 
@@ -11,5 +12,5 @@ plotly.io.renderers["plotly_mimetype"].config = {"showSendToCloud": False, "disp
 
 __all__ = [
     "SCALES", "Picture", "colour_table", "fisher_heatmap_figure", "fisher_picture", "loss_figure", "loss_spec",
-    "method_colour", "spectrum_figure", "spectrum_spec",
+    "method_colour", "rate_figure", "spectrum_figure", "spectrum_spec",
 ]  # fmt: skip
