@@ -87,7 +87,7 @@ def reproduce(
         for seed in range(FIRST_SEED, FIRST_SEED + num_seeds):
             seeds.append(pieces.keep(f"seed-{seed}", lambda seed=seed: {"seed": seed} | reproduction.run(seed, work)))
         verdict = conclude(reproduction.judge(seeds), num_seeds, reproduction.min_seeds, chosen.miniature)
-    except NotAttempted as reason:
+    except (NotAttempted, FileNotFoundError) as reason:  # the latter: a data set that can be had nowhere
         seeds, verdict = [], Verdict(NOT_ATTEMPTED, str(reason))
     result = Result(reproduction, scale, verdict, seeds, dict(work.tuned), pieces.about, pieces.seconds)
     write_atomically(folder / "result.json", result.to_json().encode())
