@@ -337,7 +337,7 @@ def test_prong_plus_has_unit_variances_on_every_batch():
         batch = slice(start, start + 20)
         optimizer.step(case.inputs[batch], case.targets[batch])
         white = optimizer.whitenings["0"].whiten(case.inputs[batch])
-        D = (optimizer.variances["0"] + 1e-9).rsqrt()
+        D = (optimizer.metrics["0"].covariance[1] + 1e-9).rsqrt()
         assert ((D * white).var(0, correction=0) - 1).abs().max() < 1e-7
         F = optimizer.fisher.blocks[0].right
         h, c = case.inputs[batch], optimizer.whitenings["0"].c
