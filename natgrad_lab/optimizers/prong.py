@@ -79,6 +79,7 @@ class Prong(FlatOptimizer):
     The metric is I ⊗ A per layer, A = E[h̄ h̄ᵀ] of homogeneous inputs h̄ = [h; 1]: K-FAC with G replaced by I. `damping` (the
     paper's ε) is added to the variances of the inputs; the bias is not damped. Undamped and with statistics of the step's own
     batch it is K-FAC with G = I, and a natural gradient where G is I: one layer with a Gaussian likelihood of variance 1.
+    Elsewhere ½ δᵀ(I ⊗ A)δ, which the record gives as kl, takes for the predicted decrease and `max_kl` bounds, is not in nats.
 
     A convolution whitens its channels, pixels as samples; zero padding stays zero. A layer without a trained bias is not
     centred: Σ is then E[h hᵀ]. Normalizations, PReLU and what `plain` names get the plain gradient (their metric is I).
