@@ -157,7 +157,7 @@ def test_a_frozen_bias_is_not_moved_and_inputs_are_not_centred():
 def test_undamped_at_every_step_it_is_sngd(momentum):
     """Both descend on the weights of white inputs; the root is another one, and the constant is whitened along or centred."""
     ends = []
-    for method, options in (("prong", {"reparametrize_every": 1}), ("sngd", {"update_every": 1})):
+    for method, options in (("prong", {"reparametrize_every": 1}), ("sngd", {"metric": "inputs", "update_every": 1})):
         case = random_case((3, 4, 3), num_examples=20)
         optimizer = METHODS[method](case.model, case.likelihood, lr=0.2, damping=0.0, momentum=momentum, **options)
         for _ in range(5):
