@@ -26,13 +26,13 @@ def judge(seeds: Sequence[dict]) -> list[Check]:
     return checks
 
 
-ADAPTIVE = [{"damping": damping} for damping in (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)]
+ADAPTIVE = [{"damping": damping} for damping in (0.1, 0.3, 1.0, 3.0)]
 ENTRANTS = {
     "momentum": {
         "method": "momentum",
-        "grid": [{"lr": lr, "momentum": mu} for mu in (0.9, 0.99) for lr in (0.03, 0.01, 0.003)],
+        "grid": [{"lr": lr, "momentum": mu} for lr, mu in ((0.1, 0.9), (0.03, 0.9), (0.01, 0.9), (0.01, 0.99))],
     },
-    "adam": {"method": "adam", "grid": [{"lr": lr} for lr in (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)]},
+    "adam": {"method": "adam", "grid": [{"lr": lr} for lr in (3e-2, 1e-2, 3e-3, 1e-3)]},
     "K-FAC": {"method": "kfac_adaptive", "fixed": {"weight_decay": 1e-5}, "grid": ADAPTIVE},
     "K-FAC tridiagonal": {
         "method": "kfac_adaptive", "fixed": {"weight_decay": 1e-5, "blocks": "tridiagonal"}, "grid": ADAPTIVE,
@@ -59,7 +59,7 @@ KFAC_AUTOENCODER = race_reproduction(
         "small": Scale(
             RACE
             | {
-                "updates": 1000, "seconds": 8, "evaluations": 24, "evaluate_examples": 1000,
+                "updates": 600, "seconds": 12, "evaluations": 24, "evaluate_examples": 1000,
                 "problems": {
                     "MNIST": {"dataset": "mnist", "num_examples": 4000, "image_size": 14, "likelihood": "bernoulli",
                               "batch_size": 500, "network": _network(60, 30, 12)},
@@ -69,8 +69,8 @@ KFAC_AUTOENCODER = race_reproduction(
                                          "likelihood": "gaussian", "batch_size": 500, "network": _network(60, 30, 12)},
                 },
             },
-            "4,000 pictures of 14 x 14 (faces 12 x 12), codes of 6 and 12 units after layers of 60 and 30, 8 CPU seconds a "
-            "run; CURVES and FACES are stand-ins",
+            "4,000 pictures of 14 x 14 (faces 12 x 12), codes of 6 and 12 units after layers of 60 and 30, 600 updates or 12 "
+            "CPU seconds a run; CURVES and FACES are stand-ins",
         ),
         "full": Scale(
             RACE

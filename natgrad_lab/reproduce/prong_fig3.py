@@ -102,7 +102,7 @@ ENTRANTS = {
     "SGD + BatchNorm": {"method": "momentum", "batch_norm": True, "grid": [{"lr": lr, "momentum": 0.9} for lr in LRS]},
     "PRONG": {
         "method": "prong", "fixed": {"momentum": 0.9, "reparametrize_every": 20},
-        "grid": [{"lr": lr, "damping": eps} for lr in (0.1, 0.03, 0.01) for eps in (1e-1, 1e-2)],
+        "grid": [{"lr": lr, "damping": eps} for lr in (0.1, 0.03, 0.01) for eps in (1.0, 1e-1)],
     },
 }  # fmt: skip
 RACE = {"entrants": ENTRANTS, "measure": "error", "dampings": DAMPINGS, "periods": PERIODS}
@@ -124,7 +124,8 @@ PRONG_FIG3 = race.race_reproduction(
                 "updates": 1000, "seconds": 10, "evaluations": 24, "evaluate_examples": 1000,
                 "problems": {
                     "digits": {"dataset": "digits", "likelihood": "bernoulli", "batch_size": 100,
-                               "network": {"kind": "autoencoder", "sizes": (48, 24, 8), "activation": "sigmoid"}},
+                               "network": {"kind": "autoencoder", "sizes": (48, 24, 8), "activation": "sigmoid",
+                                           "sparse": 15}},
                 },
             },
             "8 x 8 digits, autoencoder 64-48-24-8-24-48-64, instead of MNIST and 784-1000-500-250-30",
@@ -135,7 +136,8 @@ PRONG_FIG3 = race.race_reproduction(
                 "updates": 20_000, "seconds": 1200, "evaluations": 40, "evaluate_examples": 10_000,
                 "problems": {
                     "MNIST": {"dataset": "mnist", "likelihood": "bernoulli", "batch_size": 64,
-                              "network": {"kind": "autoencoder", "sizes": (1000, 500, 250, 30), "activation": "sigmoid"}},
+                              "network": {"kind": "autoencoder", "sizes": (1000, 500, 250, 30), "activation": "sigmoid",
+                                          "sparse": 15}},
                 },
             },
         ),

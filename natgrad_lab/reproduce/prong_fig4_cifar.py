@@ -21,7 +21,7 @@ def judge(seeds: Sequence[dict]) -> list[Check]:
     ]  # fmt: skip
 
 
-LRS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+LRS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 WHITE = [{"lr": lr, "damping": eps} for lr in (0.1, 0.03, 0.01) for eps in (1e-1, 1e-2)]
 ENTRANTS = {
     "momentum": {"method": "momentum", "grid": [{"lr": lr, "momentum": 0.9} for lr in LRS]},

@@ -30,10 +30,11 @@ def _lower(seeds: Sequence[dict], problem: str, entrant: str, baseline: str) -> 
     return below(text, values, LOWER, in_seconds(seeds, problem, entrant, baseline))
 
 
-LRS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+LRS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+PAIRS = ((1.0, 1.0), (0.3, 1.0), (0.1, 1.0), (0.3, 0.1), (0.1, 0.1), (0.03, 0.01))  # lr, damping
 SGD = {"method": "sgd", "grid": [{"lr": lr} for lr in LRS]}
 BATCH_NORM = {"method": "sgd", "batch_norm": True, "grid": [{"lr": lr} for lr in LRS]}
-SNGD = {"method": "sngd", "grid": [{"lr": lr, "damping": damping} for lr in (0.3, 0.1, 0.03) for damping in (1e-1, 1e-2)]}
+SNGD = {"method": "sngd", "grid": [{"lr": lr, "damping": damping} for lr, damping in PAIRS]}
 RNGD = {"method": "rngd", "grid": [{"lr": lr} for lr in LRS]}
 BUDGET = {"measure": "loss", "evaluations": 24, "evaluate_examples": 1000}
 PAIR = BUDGET | {"entrants": {"sgd": SGD, "SNGD": SNGD}}
