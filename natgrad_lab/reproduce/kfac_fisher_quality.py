@@ -228,7 +228,8 @@ KFAC_FISHER_QUALITY = Reproduction(
     f"share beyond neighbours in F̃⁻¹ < {HALF:g} of that in F̃; error of F̂⁻¹ < {BETTER:g} of that of F̆⁻¹, and smaller on the "
     f"diagonal blocks; F̂ has F̃'s far blocks to {WELL:g}; at initialization the efficiency of the tridiagonal step is at "
     f"least that of the block-diagonal one less {TIE:g} at λ = 0.01, 0.1 and 1 of the mean eigenvalue. (λ is 0.01 of it "
-    "elsewhere. The paper shows pictures; these thresholds are ours)",
+    "elsewhere. The paper shows pictures; these thresholds are ours. A first trial on one seed "
+    'took 30 steps, to an accuracy of 0.99, where the error of F̃ was 0.88; such numbers are kept under "later")',
     scales={
         "small": Scale(
             {"dataset": "digits", "image_size": None, "batch_size": 512, "later_accuracy": 0.99} | COMMON,

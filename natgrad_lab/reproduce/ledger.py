@@ -10,9 +10,10 @@ from natgrad_lab.reproduce.registry import REPRODUCTIONS
 KEPT = Path("benchmarks") / "reproduce"
 _HEAD = """# Reproductions
 
-Figures of the papers, remade by `natgrad reproduce NAME`. Each criterion was fixed before measuring; each verdict is one of:
-{words}. Numbers are medians over seeds (least … most), read from `benchmarks/reproduce/NAME.json`, which holds every seed.
-This page is written by `natgrad reproduce --page docs/reproductions.md`.
+Figures of the papers, remade by `natgrad reproduce NAME`. Each criterion was fixed before the seeds were run (where a first
+trial changed it, it says so); each verdict is one of: {words}.
+Numbers are medians over seeds (least … most), read from `benchmarks/reproduce/NAME.json`, which holds every seed. This page
+is written by `natgrad reproduce --page docs/reproductions.md`.
 
 | figure | verdict | seeds | computed in |
 |---|---|---|---|
@@ -52,7 +53,7 @@ def _section(name: str, result: dict | None) -> str:
     lines += ["", f"Verdict: **{verdict['word']}**{why}."]
     if verdict["checks"]:
         lines += ["", "| asked | measured | |", "|---|---|---|"]
-        lines += [f"| {c['text']} | {c['measured']} | {'yes' if c['passed'] else '**no**'} |" for c in verdict["checks"]]
+        lines += [_cells(c["text"], c["measured"], "yes" if c["passed"] else "**no**") for c in verdict["checks"]]
     machines = "; ".join(
         f"{about['device']}, {about['threads']} thread{'s' if about['threads'] != 1 else ''}, torch {about['torch']}"
         for about in result["about"]
@@ -60,6 +61,11 @@ def _section(name: str, result: dict | None) -> str:
     if machines:
         lines += ["", f"Scale {result['scale']}, {len(result['seeds'])} seeds, {_time(result['seconds'])} on {machines}."]
     return "\n".join([*lines, ""])
+
+
+def _cells(*texts: str) -> str:
+    """A row of a table; a bar inside a cell would end it."""
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
 def _time(seconds: float) -> str:
