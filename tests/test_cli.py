@@ -102,6 +102,83 @@ def test_resume_goes_on_by_the_kept_config(capsys, tmp_path):
     assert code == 0 and "Nothing to do" in out
 
 
+def test_every_field_of_a_config_can_be_given(capsys, tmp_path):
+    from dataclasses import fields
+
+    from natgrad_lab.experiments import ExperimentConfig
+
+    given = {
+        "--method": "kfac", "--model": "autoencoder", "--data": "digits", "--sizes": "64,9,4", "--init": "sparse",
+        "--activation": "tanh", "--likelihood": "gaussian:0.25", "--lr": 0.1, "--damping": 0.5, "--batch-size": 20,
+        "--batch-growth": "5:3", "--examples": 40, "--steps": 4, "--seed": 2, "--dtype": "float64", "--device": "cpu",
+        "--option": "ema_decay=0.5", "--evaluate-every": 2, "--evaluate-examples": 30, "--test-fraction": 0.5, "--threads": 1,
+    }  # fmt: skip
+    argv = [part for pair in given.items() for part in pair]
+    code, out, err = natgrad(capsys, "run", *argv, "--out", tmp_path / "r", "--checkpoint-every", 3)
+    assert code == 0, err
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    expected = {
+        "method": "kfac", "model": "autoencoder", "dataset": "digits", "sizes": [64, 9, 4], "init": "sparse",
+        "activation": "tanh", "likelihood": "gaussian", "variance": 0.25, "lr": 0.1, "damping": 0.5, "batch_size": 20,
+        "batch_growth": [5, 3], "num_examples": 40, "steps": 4, "seed": 2, "dtype": "float64", "device": "cpu",
+        "options": {"ema_decay": 0.5}, "evaluate_every": 2, "evaluate_examples": 30, "test_fraction": 0.5, "bias": None,
+        "data_options": {},
+    }  # fmt: skip
+    assert config == expected and set(config) == {field.name for field in fields(ExperimentConfig)}
+    last = json.loads((tmp_path / "r" / "evaluations.jsonl").read_text().splitlines()[-1])
+    shown = re.search(r"error after step 4: train (\S+), test (\S+)\n", out)
+    assert float(shown[1]) == pytest.approx(last["train_error"], rel=1e-3)
+    assert float(shown[2]) == pytest.approx(last["test_error"], rel=1e-3)
+    assert "1,310 parameters, Gaussian(variance=0.25); on cpu" in out  # (64 · 9 + 9 · 4) · 2 weights, 9 + 4 + 9 + 64 biases
+
+
+def test_options_of_the_data_and_words_as_values(capsys, tmp_path):
+    code, _, err = natgrad(
+        capsys, "run", "--data", "gaussian_blobs", "--data-option", "dim=5", "--data-option", "num_classes=2", "--steps", 1,
+        "--option", "fisher_type=exact", "--out", tmp_path / "r",
+    )  # fmt: skip
+    assert code == 0, err
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert config["data_options"] == {"dim": 5, "num_classes": 2} and config["options"] == {"fisher_type": "exact"}
+
+
+def test_a_network_from_a_file_is_resumed_only_when_it_is_named_again(capsys, tmp_path, monkeypatch):
+    (tmp_path / "my.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(64, 10)\n")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = natgrad(capsys, "run", "--model", "my.py:make", "--steps", 2, "--out", "r")
+    assert code == 0 and f"running {tmp_path / 'my.py'}, which is your own code" in out, err
+    code, out, err = natgrad(capsys, "run", "--resume", "--out", "r", "--steps", 3)
+    assert code == 2 and f"If it is yours, say so: --model {tmp_path / 'my.py'}:make" in err and "running" not in out
+    monkeypatch.chdir("/")
+    code, out, err = natgrad(
+        capsys, "run", "--resume", "--out", tmp_path / "r", "--steps", 3, "--model", tmp_path / "my.py:make"
+    )
+    assert code == 0 and "at step 3" in out, err
+
+
+def test_list_names_every_method_model_and_data_set(capsys):
+    from natgrad_lab.datasets import DATASETS
+    from natgrad_lab.experiments import MODELS
+    from natgrad_lab.optimizers import METHODS
+
+    code, out, _ = natgrad(capsys, "run", "--list")
+    named = re.findall(r"^  (\w+) ", out, flags=re.MULTILINE)
+    assert code == 0 and set(named) >= {*METHODS, *MODELS, *DATASETS} and "FILE.py:NAME" in out
+
+
+def test_threads_are_those_of_the_run_that_is_gone_on_with(capsys, tmp_path, monkeypatch):
+    from natgrad_lab.cli import run as run_command
+
+    seen = []
+    monkeypatch.setattr(run_command.torch, "set_num_threads", seen.append)
+    natgrad(capsys, "run", "--data", "gaussian_blobs", "--steps", 1, "--out", tmp_path / "r")
+    natgrad(capsys, "run", "--resume", "--steps", 2, "--out", tmp_path / "r")
+    natgrad(capsys, "run", "--resume", "--steps", 3, "--out", tmp_path / "r", "--threads", 2)
+    assert seen == [1, 2]
+    code, _, err = natgrad(capsys, "run", "--threads", 0, "--out", tmp_path / "s")
+    assert code == 2 and "--threads must be at least 1; got 0" in err
+
+
 def test_a_diverged_run_says_so_and_keeps_what_it_had(capsys, tmp_path):
     code, out, _ = natgrad(
         capsys, "run", "--dataset", "linear_teacher", "--likelihood", "gaussian", "--activation", "identity", "--method",
@@ -138,6 +215,16 @@ def test_interrupting_a_run_keeps_it(capsys, tmp_path, monkeypatch):
         (["--batch-size", "0"], "batch_size must be an integer >= 1; got 0"),
         (["--dtype", "float16"], "'float16'"),
         (["--device", "toaster"], "'toaster'"),
+        (["--model", "autoencodr"], "'autoencodr'. Did you mean 'autoencoder'?"),
+        (["--model", "none.py:make"], "there is no file"),
+        (["--model", "none.py"], "must be FILE.py:NAME"),
+        (["--init", "sparce"], "'sparce'. Did you mean 'sparse'?"),
+        (["--batch-growth", "9"], "--batch-growth must be FIRST:STEP, as 1000:500"),
+        (["--option", "ema_decay"], "must be NAME=VALUE"),
+        (["--data-option", "colour=red"], "colour"),
+        (["--likelihood", "gaussian:wide"], "--likelihood takes a number after the colon"),
+        (["--likelihood", "bernoulli:2"], "only gaussian takes a variance"),
+        (["--evaluate-every", "0"], "evaluate_every must be an integer >= 1; got 0"),
         (["--resume"], "--resume needs --out with the folder of a run"),
     ],
 )

@@ -57,7 +57,7 @@ def test_core_rooms_import_and_compute_with_torch_and_numpy_alone():
         ONLY_TORCH_AND_NUMPY
         + """
 import natgrad_lab as ng, torch
-for room in ("linalg", "structures", "likelihoods", "models", "datasets", "parameters", "derivatives", "fisher",
+for room in ("linalg", "structures", "likelihoods", "models", "datasets", "parameters", "derivatives", "fisher", "deep_linear",
              "optimizers", "metrics", "experiments"):
     getattr(ng, room)
 data = ng.datasets.digits()

@@ -52,7 +52,8 @@ def test_the_residuals_said_are_those_of_what_is_returned(condition):
     found, numbers = denman_beavers(M), M.numpy()
     Y, Z = found.root.numpy(), found.inverse_root.numpy()
     residual = np.linalg.norm(Y @ Y - numbers) / np.linalg.norm(numbers)
-    assert found.residual == found.residuals[-1] == min(found.residuals)
+    assert found.residual == found.residuals[-1] and len(found.residuals) == len(found.products)
+    assert found.products[-1] == pytest.approx(np.linalg.norm(Y @ Z - np.eye(20)) / 20**0.5, rel=1, abs=1e-13)
     assert abs(found.residual - residual) < 20 * condition**0.5 * EPS[torch.float64]  # both are rounding
     inverse_residual = np.linalg.norm(Z @ numbers @ Z - np.eye(20)) / 20**0.5
     assert found.inverse_residual == pytest.approx(inverse_residual, rel=1, abs=1e-14)
@@ -62,7 +63,7 @@ def test_the_residuals_said_are_those_of_what_is_returned(condition):
 
 def test_convergence_is_quadratic():
     """log of the residual doubles: each is at most a constant times the square of the one before."""
-    residuals = denman_beavers(spd(20, 1e4)[0], tolerance=0.0).residuals
+    residuals = denman_beavers(spd(20, 1e4)[0], tolerance=0.0).products
     fast = [(a, b) for a, b in itertools.pairwise(residuals) if 1e-6 < a < 0.1]
     assert len(fast) >= 2 and all(b < 2 * a**2 for a, b in fast)
     assert not all(b < 2 * a**3 for a, b in fast)
@@ -77,12 +78,25 @@ def test_scaling_saves_iterations():
 
 def test_it_stops_at_the_tolerance_and_says_when_steps_run_out():
     M, *_ = spd(20, 1e4)
-    every = denman_beavers(M).residuals
-    early = denman_beavers(M, tolerance=1e-3)
-    assert early.residual <= 1e-3 < every[len(early.residuals) - 2] and len(early.residuals) < len(every)
-    with pytest.warns(NumericalWarning, match="ended after 2 steps at a relative residual of"):
+    every = denman_beavers(M).products
+    early = denman_beavers(M, tolerance=1e-3).products
+    assert early[-1] <= 1e-3 < early[-2] and len(early) < len(every) and early == every[: len(early)]
+    with pytest.warns(NumericalWarning, match="ended after 2 steps at ‖YZ − I‖ / √m = "):
         cut = denman_beavers(M, max_steps=2)
-    assert cut.residuals == every[:2]
+    assert cut.products == every[:2]
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("condition", [1e4, 1e8])
+@pytest.mark.parametrize("large", [1, 15, 29])
+def test_two_clusters_of_eigenvalues(large, condition, scaled):
+    """‖Y² − M‖ is small here long before the inverse root is right."""
+    basis, values = spd(30, 1.0)[2], np.full(30, 1 / condition)
+    values[:large] = 1.0
+    found = denman_beavers(torch.tensor((basis * values) @ basis.T), scaled=scaled)
+    inverse_root = (basis * values**-0.5) @ basis.T
+    off = np.linalg.norm(found.inverse_root.numpy() - inverse_root) / np.linalg.norm(inverse_root)
+    assert off < 100 * condition * EPS[torch.float64] and found.inverse_residual < 100 * condition * EPS[torch.float64]
 
 
 def test_damping_is_added_to_the_matrix():

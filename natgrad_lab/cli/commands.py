@@ -169,6 +169,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="mlp, autoencoder, ..., or my.py:make, which RUNS that file.")] = None,
     dataset: Annotated[str | None, typer.Option("--data", "--dataset", help="digits if not given.")] = None,
     sizes: Annotated[str | None, typer.Option(help="Widths, as 64,32,32,10; fit the data if not given.")] = None,
+    init: Annotated[str | None, typer.Option(help="sparse or sparse_tanh; the model's own weights if not given.")] = None,
     activation: Annotated[str | None, typer.Option(help="tanh, relu, sigmoid, gelu, identity, ...")] = None,
     likelihood: Annotated[str | None, typer.Option(help="categorical, bernoulli, gaussian or gaussian:VARIANCE.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own if not given.")] = None,
@@ -198,7 +199,7 @@ def run(
         list_names(console)
         raise typer.Exit()
     given = {
-        "method": method, "model": model, "dataset": dataset, "sizes": sizes, "activation": activation,
+        "method": method, "model": model, "dataset": dataset, "sizes": sizes, "init": init, "activation": activation,
         "likelihood": likelihood, "lr": lr, "damping": damping, "options": option, "batch_size": batch_size,
         "batch_growth": batch_growth, "num_examples": examples, "data_options": data_option, "steps": steps,
         "evaluate_every": evaluate_every, "evaluate_examples": evaluate_examples, "test_fraction": test_fraction,

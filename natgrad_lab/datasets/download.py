@@ -8,6 +8,7 @@ that whatever is interrupted, or runs beside it, sees the whole file or none.
 import hashlib
 import os
 import shutil
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -112,7 +113,7 @@ def _reason(error: Exception) -> str:
     if "does not match the known hash" in str(error):
         return "another file, or only a part of it: its SHA-256 is not the registered one"
     name = type(error).__name__
-    return REASONS.get(name) or f"{name}: {' '.join(str(error).split())[:200]}"
+    return REASONS.get(name) or f"{name}: {' '.join(str(error).partition(' for url: ')[0].split())[:200]}"
 
 
 def _help(key: str, tried: list[str]) -> str:
@@ -134,7 +135,7 @@ def _pooch():
 
 
 class _Bar:
-    """A progress bar as pooch drives it, by rich. Without rich, or inside another bar of it, nothing is drawn."""
+    """A progress bar as pooch drives it, by rich; where it cannot be drawn (a log, inside another bar), one line of text."""
 
     def __init__(self, name: str):
         self.name, self.total, self.progress, self.task = name, 0, None, None
@@ -163,12 +164,18 @@ class _Bar:
             from rich.errors import LiveError
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
         except ImportError:
-            return
+            return self._say()
+        console = Console(stderr=True)
+        if not (console.is_terminal or console.is_jupyter):
+            return self._say()
         columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-        progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        progress = Progress(*columns, console=console, transient=True)
         self.task = progress.add_task(self.name, total=self.total or None)
         try:
             progress.start()
         except LiveError:
-            return
+            return self._say()
         self.progress = progress
+
+    def _say(self) -> None:
+        print(f"natgrad_lab: downloading {self.name}, {self.total / 1e6:.1f} MB", file=sys.stderr, flush=True)

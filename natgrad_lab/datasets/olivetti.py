@@ -63,7 +63,7 @@ def faces(split: str = "train", num_examples: int = STATISTICS, *, seed: int = 0
         made = patches(images, split, num_examples, seed)
     mean = reference.mean(0, dtype=torch.float64)
     scale = reference.var(0, correction=0).mean(dtype=torch.float64).sqrt()
-    inputs = made.sub(mean.float()).div_(scale).to(dtype)
+    inputs = made.sub_(mean.float()).div_(scale).to(dtype)
     about = credit("faces", f"faces({split!r}, seed={seed})")
     return Dataset("faces (stand-in)", inputs, inputs, image_shape=(PATCH, PATCH), **about)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from natgrad_lab.datasets import DATASETS
-from natgrad_lab.experiments.networks import MODELS
+from natgrad_lab.experiments.networks import INITS, MODELS
 from natgrad_lab.experiments.own import is_own_model
 from natgrad_lab.likelihoods import LIKELIHOODS
 from natgrad_lab.models import ACTIVATIONS
@@ -21,6 +21,7 @@ class ExperimentConfig:
         model: a key of `networks.MODELS`, or "FILE.py:NAME", a module or a function without arguments that makes one.
         sizes: widths, as the model's entry in MODELS says; () for the model's own, which fit the data.
         activation, bias: of the model; None for its own.
+        init: a key of `networks.INITS`, which draws the weights anew; None for the model's own.
         likelihood: a key of LIKELIHOODS; None for the one that goes with data and model. variance: of the Gaussian one.
         dataset: a key of `datasets.DATASETS`. data_options: its arguments. num_examples: the first so many; None for all.
         method: a key of METHODS. lr, damping: None for the method's own default. options: further arguments of the method.
@@ -51,6 +52,7 @@ class ExperimentConfig:
     dtype: str = "float32"
     device: str = "auto"
     model: str = "mlp"
+    init: str | None = None
     data_options: Mapping[str, object] = field(default_factory=dict)
     batch_growth: Sequence[int] | None = None
     test_fraction: float | None = None
@@ -71,6 +73,8 @@ class ExperimentConfig:
             known(self.likelihood, LIKELIHOODS, "likelihood")
         if self.activation is not None:
             known(self.activation, ACTIVATIONS, "activation")
+        if self.init is not None:
+            known(self.init, INITS, "init")
         least = {"steps": 0, "seed": 0, "batch_size": 1, "num_examples": 1, "evaluate_every": 1, "evaluate_examples": 1}
         for name, smallest in least.items():
             value = getattr(self, name)

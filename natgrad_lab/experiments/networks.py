@@ -1,5 +1,6 @@
 """Which networks a run can train: one line a kind in `MODELS`, and how each is built for a data set."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ def network(
     sizes: tuple[int, ...] = (),
     choices: Mapping[str, object] | None = None,
     *,
+    init: str | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
@@ -49,22 +51,23 @@ def network(
     Args:
         name: a key of MODELS, or FILE.py:NAME, which is executed with PyTorch's global generator at `seed`.
         choices: further arguments of the kind's constructor (activation, bias).
+        init: a key of INITS, which draws the weights anew; None keeps the constructor's.
     Raises: ValueError for what the kind does not take, and where sizes and data do not fit.
     """
-    choices = choices or {}
+    choices, generator = choices or {}, torch.Generator().manual_seed(seed)
+    draw = (lambda model, generator: model) if init is None else INITS[known(init, INITS, "init")]
     if is_own_model(name):
         if sizes or choices:
             raise ValueError(f"sizes, activation and bias are for the package's models; {name} says its own.")
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
-            return own_model(name).to(dtype)
+            return draw(own_model(name).to(dtype), generator)
     kind = MODELS[known(name, MODELS, "model")]
     taken = inspect.signature(kind.make).parameters
     for choice in choices:
         if choice not in taken:
             raise ValueError(f"model {name!r} takes no {choice}.")
-    generator = torch.Generator().manual_seed(seed)
-    return kind.make(**kind.arguments(data, sizes), **choices, generator=generator, dtype=dtype)
+    return draw(kind.make(**kind.arguments(data, sizes), **choices, generator=generator, dtype=dtype), generator)
 
 
 def _perceptron(data: Dataset, sizes: tuple[int, ...]) -> dict[str, object]:
@@ -130,3 +133,9 @@ MODELS: dict[str, ModelKind] = {
     "convnet": ModelKind(models.convnet, _convnet, "channels of the convolutions"),
     "lstm": ModelKind(models.lstm, _lstm, "embedding, hidden width once for every layer"),
 }
+
+INITS: dict[str, Callable[[nn.Module, torch.Generator], nn.Module]] = {
+    "sparse": models.sparse_init,
+    "sparse_tanh": functools.partial(models.sparse_init, weight_scale=0.25, bias=0.5),
+}
+"""Ways to draw weights anew; the second is what the authors take for tanh units."""

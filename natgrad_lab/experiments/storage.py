@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -241,6 +242,9 @@ class RunFolder:
 
     def _load(self, config: ExperimentConfig, training: Training) -> None:
         with self._reading_checkpoint():
+            with zipfile.ZipFile(self.checkpoint_path) as file:  # torch.load does not compare the tensors' checksums
+                if (bad := file.testzip()) is not None:
+                    raise ValueError(f"the bytes of {bad} are not those that were written")
             state = self._checkpoint(training.inputs.device)
             changes = _changes(ExperimentConfig.from_json(state["config"]), config)
             if changes:

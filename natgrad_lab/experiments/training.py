@@ -80,11 +80,12 @@ def prepare(config: ExperimentConfig) -> Training:
         raise ValueError(f"batch_growth begins with {config.batch_growth[0]} examples, but there are only {len(data)}.")
     choices = {"activation": config.activation, "bias": config.bias}
     choices = {name: value for name, value in choices.items() if value is not None}
-    model = network(config.model, data, config.sizes, choices, seed=config.seed, dtype=dtype).to(device)
+    model = network(config.model, data, config.sizes, choices, init=config.init, seed=config.seed, dtype=dtype)
+    model = model.to(device)
     likelihood = make_likelihood(config, data)
     return Training(
-        model, likelihood, *_tensors(likelihood, data, device), make_optimizer(config, model, likelihood), config.batch_size,
-        config.seed, batch_growth=config.batch_growth, test=test and _tensors(likelihood, test, device),
+        model, likelihood, *_tensors(likelihood, data, device), make_optimizer(config, model, likelihood),
+        config.batch_size, config.seed, batch_growth=config.batch_growth, test=test and _tensors(likelihood, test, device),
     )  # fmt: skip
 
 

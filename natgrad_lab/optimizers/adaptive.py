@@ -94,18 +94,15 @@ class AdaptiveNaturalGradient(NaturalGradient):
         return ParameterLayout(self.model).parameter_vector() if self._average is None else self._average.clone()
 
     @contextmanager
-    @torch.no_grad()
     def averaged(self) -> Iterator[None]:
         """Lend the model the averaged parameters, to evaluate with; its own are put back."""
-        layout, lent = ParameterLayout(self.model), self.averaged_parameters()
+        layout = ParameterLayout(self.model)
         own = layout.parameter_vector()
         try:
-            for parameter, part in layout.split(lent):
-                parameter.copy_(part)
+            _assign(layout, self.averaged_parameters())
             yield
         finally:
-            for parameter, part in layout.split(own):
-                parameter.copy_(part)
+            _assign(layout, own)
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> Evaluation:
         now = super()._evaluate(inputs, targets)
@@ -208,3 +205,9 @@ class AdaptiveNaturalGradient(NaturalGradient):
         super()._load_own_state(state)
         self.gamma, self._left_damping = state["gamma"], state["left_damping"]
         self._last_update, self._average = state["last_update"], state["average"]
+
+
+@torch.no_grad()
+def _assign(layout: ParameterLayout, vector: Tensor) -> None:
+    for parameter, part in layout.split(vector):
+        parameter.copy_(part)

@@ -125,7 +125,7 @@ class RootChoice:
         """Roots of G + damping I, computed in float64 and rounded to `dtype`.
 
         Raises: NotPositiveDefiniteError for a singular G and damping 0 (or a low-rank stand-in and damping 0).
-        Cost: n ≤ dense_up_to: 5 to 8 times 6 n³ flops; else 7 n m² for m landmarks.
+        Cost: n ≤ dense_up_to: 5 to 17 times 8 n³ flops; else 7 n m² for m landmarks.
         """
         G = fisher.matrix
         if isinstance(G, Diagonal):

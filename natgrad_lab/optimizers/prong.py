@@ -17,6 +17,7 @@ from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.linalg import check_damping
 from natgrad_lab.optimizers.base import Direction, Evaluation, FlatOptimizer
 from natgrad_lab.optimizers.whitening import (
+    InputMetric,
     InputMoments,
     Whitening,
     parts,
@@ -78,6 +79,7 @@ class Prong(FlatOptimizer):
     The metric is I ⊗ A per layer, A = E[h̄ h̄ᵀ] of homogeneous inputs h̄ = [h; 1]: K-FAC with G replaced by I. `damping` (the
     paper's ε) is added to the variances of the inputs; the bias is not damped. Undamped and with statistics of the step's own
     batch it is K-FAC with G = I, and a natural gradient where G is I: one layer with a Gaussian likelihood of variance 1.
+    Elsewhere ½ δᵀ(I ⊗ A)δ, which the record gives as kl, takes for the predicted decrease and `max_kl` bounds, is not in nats.
 
     A convolution whitens its channels, pixels as samples; zero padding stays zero. A layer without a trained bias is not
     centred: Σ is then E[h hᵀ]. Normalizations, PReLU and what `plain` names get the plain gradient (their metric is I).
@@ -105,8 +107,8 @@ class Prong(FlatOptimizer):
         variance_damping: a positive number for PRONG+; None for PRONG.
     Raises: UnsupportedLayerError for layers that cannot be whitened, by name; NotPositiveDefiniteError for damping 0 where a
         direction of a layer's inputs has no variance; ValueError for bad numbers.
-    Cost: one forward and one backward pass and four products of out D² per layer; per reparametrization R D² + 9 D³ for R
-        samples, in float64; 5 D² numbers per layer.
+    Cost: one forward and one backward pass and two products of out D² per layer (PRONG+ four); per reparametrization
+        R D² + 13 D³ for R samples, in float64; 6 D² numbers per layer.
     References: [Desjardins2015] algorithm 1.
     """
 
@@ -135,7 +137,7 @@ class Prong(FlatOptimizer):
         self.num_samples, self.statistics_inputs, self.variance_damping = num_samples, statistics_inputs, variance_damping
         self.moments: dict[str, InputMoments] = {}
         self.whitenings: dict[str, Whitening] = {}
-        self.variances: dict[str, Tensor] = {}  # PRONG+: of the last batch, in white coordinates
+        self.metrics: dict[str, InputMetric] = {}
         self.velocity: dict[str, Tensor] = {}
         self._whitened_damping = None
 
@@ -175,12 +177,8 @@ class Prong(FlatOptimizer):
         started, layout = time.perf_counter(), scores.layout
         fresh = {layer.name: gradient[layer.slice] for layer in layout.layers}
         for layer in self._whitened(layout):
-            whitening = self.whitenings[layer.name]
-            W, b = parts(fresh[layer.name].view(layer.shape), layer)
-            V = whitening.gradient(W, b)
-            if self.variance_damping is not None:
-                V = V / (self.variances[layer.name] + self.variance_damping)
-            fresh[layer.name] = rows_of(*whitening.back(V, b), layer).flatten()
+            rows = parts(fresh[layer.name].view(layer.shape), layer)
+            fresh[layer.name] = rows_of(*self.metrics[layer.name].direction(*rows), layer).flatten()
         if self.momentum:
             fresh = self.velocity = {name: self._velocity(name, new) for name, new in fresh.items()}
         vector = torch.cat(list(fresh.values()))
@@ -194,17 +192,14 @@ class Prong(FlatOptimizer):
         return new if old is None or old.shape != new.shape else self.momentum * old + new
 
     def _product(self, layout: ParameterLayout, vector: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-        """F v: into white coordinates, times the variances there, and back by the transpose."""
         product = vector.clone()
         for layer in self._whitened(layout):
-            whitening = self.whitenings[layer.name]
-            V, d = whitening.into(*parts(vector[layer.slice].view(layer.shape), layer))
-            V = V * self.variances.get(layer.name, whitening.variances)
-            product[layer.slice] = rows_of(*whitening.into_transposed(V, d), layer).flatten()
+            rows = parts(vector[layer.slice].view(layer.shape), layer)
+            product[layer.slice] = rows_of(*self.metrics[layer.name].product(*rows), layer).flatten()
         return product
 
     def _whitened(self, layout: ParameterLayout) -> list[Layer]:
-        return [layer for layer in layout.layers if layer.name in self.whitenings]
+        return [layer for layer in layout.layers if layer.name in self.metrics]
 
     def _is_due(self, layers: Sequence[Layer]) -> bool:
         """Every so many steps, and as soon as other layers train than at the last reparametrization."""
@@ -233,17 +228,20 @@ class Prong(FlatOptimizer):
             }
         if due or damping != self._whitened_damping:
             self.whitenings = {name: each.whitening(damping, dtype, name) for name, each in self.moments.items()}
+            self.metrics = {name: each.metric(damping, dtype) for name, each in self.moments.items()}
             self._whitened_damping = damping
 
     def _normalize(self, layers: Sequence[Layer], seen: dict) -> None:
-        """PRONG+: the variances of this batch in white coordinates."""
-        if self.variance_damping is not None:
-            self.variances = {
-                layer.name: self.whitenings[layer.name]
-                .whiten(samples(layer.name, layer.module, seen[layer.name]))
-                .var(0, correction=0)
-                for layer in layers
-            }
+        """PRONG+: the metric with the variances of this batch along the same axes."""
+        metrics = {}
+        for layer in layers if self.variance_damping is not None else ():
+            whitening = self.whitenings[layer.name]
+            white = whitening.whiten(samples(layer.name, layer.module, seen[layer.name]))
+            variances = white.var(0, correction=0)
+            covariance = (whitening.U_inverse, variances)
+            inverse = (whitening.U.mT, 1 / (variances + self.variance_damping))
+            metrics[layer.name] = InputMetric(whitening.c, covariance, inverse)
+        self.metrics = metrics or self.metrics
 
     @property
     def fisher(self) -> BlockDiagonal:
@@ -254,29 +252,20 @@ class Prong(FlatOptimizer):
         """
         blocks = []
         for layer in ParameterLayout(self.model).layers:
-            one = layer.module.weight.new_ones(1) if layer.has_rows else next(iter(layer.parameters)).new_ones(1)
-            if layer.name in self.whitenings:
-                blocks.append(Kronecker(one.expand(layer.shape[0]).diag(), self._input_factor(layer)))
+            one = layer.parameters[0].new_ones(1)
+            if layer.name in self.metrics:
+                places = layer.module.weight[0, 0].numel()
+                A = self.metrics[layer.name].factor(places, layer.has_bias)
+                blocks.append(Kronecker(one.expand(layer.shape[0]).diag(), A))
             else:
                 blocks.append(Diagonal(one.repeat(layer.size)))
         return BlockDiagonal(tuple(blocks))
 
-    def _input_factor(self, layer: Layer) -> Float[Tensor, "columns columns"]:
-        whitening = self.whitenings[layer.name]
-        variances = self.variances.get(layer.name, whitening.variances)
-        covariance = (whitening.U_inverse * variances) @ whitening.U_inverse.mT
-        places = (layer.shape[1] - layer.has_bias) // len(covariance)
-        mean = torch.cat([whitening.c.repeat_interleave(places), whitening.c.new_ones(int(layer.has_bias))])
-        A = torch.outer(mean, mean)
-        size = places * len(covariance)
-        A[:size, :size] += torch.kron(covariance, torch.eye(places, dtype=A.dtype, device=A.device))
-        return A
-
     def _memory(self) -> tuple:
-        return self.moments, self.whitenings, self.variances, self.velocity, self._whitened_damping
+        return self.moments, self.whitenings, self.metrics, self.velocity, self._whitened_damping
 
     def _remember(self, *memory: object) -> None:
-        self.moments, self.whitenings, self.variances, self.velocity, self._whitened_damping = memory
+        self.moments, self.whitenings, self.metrics, self.velocity, self._whitened_damping = memory
 
     def _own_state(self) -> dict:
         moments = {name: dict(vars(each)) for name, each in self.moments.items()}
@@ -285,7 +274,7 @@ class Prong(FlatOptimizer):
     def _load_own_state(self, state: dict) -> None:
         self.moments = {name: InputMoments(**each) for name, each in state["moments"].items()}
         self.velocity, self._whitened_damping = dict(state["velocity"]), None  # U is made anew from the moments
-        self.whitenings, self.variances = {}, {}
+        self.whitenings, self.metrics = {}, {}
 
 
 def _check_counts(**counts: int) -> None:

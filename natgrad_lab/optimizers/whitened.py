@@ -81,7 +81,7 @@ class WhitenedLayer(nn.Module):
 
     def unscaled(self) -> Whitening:
         """U and c without D."""
-        return Whitening(self.U, self.U_inverse, self.c, torch.ones_like(self.D))
+        return Whitening(self.U, self.U_inverse, self.c)
 
     def _whitening(self) -> Whitening:
         return _scaled(self.unscaled(), self.D)

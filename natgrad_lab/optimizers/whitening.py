@@ -26,12 +26,11 @@ _SPATIAL = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """U and c of one layer, with U⁻¹ and the variances of U(h − c), which are λ/(λ + damping)."""
+    """U and c of one layer, and U⁻¹."""
 
     U: Float[Tensor, "D D"]
     U_inverse: Float[Tensor, "D D"]
     c: Float[Tensor, " D"]
-    variances: Float[Tensor, " D"]
 
     def whiten(self, inputs: Float[Tensor, "R D"]) -> Float[Tensor, "R D"]:
         """U(h − c) for rows h."""
@@ -46,13 +45,41 @@ class Whitening:
         W = V @ self.U
         return W, d - W.sum(1) @ self.c
 
-    def into_transposed(self, V: Float[Tensor, "out K D"], d: Float[Tensor, " out"]) -> tuple[Tensor, Tensor]:
-        """The transpose of `into`: of a loss by (W, b), from its gradients by V and d."""
-        return V @ self.U_inverse.mT + d[:, None, None] * self.c, d
 
-    def gradient(self, W: Float[Tensor, "out K D"], b: Float[Tensor, " out"]) -> Float[Tensor, "out K D"]:
-        """Of a loss by V, from its gradients by W and b; by d it is that by b."""
-        return (W - b[:, None, None] * self.c) @ self.U.mT
+@dataclass(frozen=True, eq=False)
+class InputMetric:
+    """What descent on (V, d) is for (W, b): a symmetric matrix Σ, and the damped inverse that descent multiplies by, around c.
+
+    Both are products L diag(values) Rᵀ, or one matrix and `values` None.
+    """
+
+    c: Float[Tensor, " D"]
+    covariance: tuple[Tensor, Tensor | None]
+    inverse: tuple[Tensor, Tensor | None]
+
+    def direction(self, W: Float[Tensor, "out K D"], b: Float[Tensor, " out"]) -> tuple[Tensor, Tensor]:
+        """Of a step, from the gradients by W and b."""
+        W = _times(W - b[:, None, None] * self.c, *self.inverse)
+        return W, b - W.sum(1) @ self.c
+
+    def product(self, W: Float[Tensor, "out K D"], b: Float[Tensor, " out"]) -> tuple[Tensor, Tensor]:
+        """The undamped metric [[Σ + ccᵀ, c], [cᵀ, 1]] (Σ at equal places of a kernel, ccᵀ at all) times [W | b]."""
+        d = b + W.sum(1) @ self.c
+        return _times(W, *self.covariance) + d[:, None, None] * self.c, d
+
+    def factor(self, places: int, has_bias: bool) -> Float[Tensor, "columns columns"]:
+        """That matrix, formed, in the order of a weight's columns (channels slowest)."""
+        eye = torch.eye(len(self.c), dtype=self.c.dtype, device=self.c.device)
+        covariance = _times(eye, *self.covariance)
+        mean = torch.cat([self.c.repeat_interleave(places), self.c.new_ones(int(has_bias))])
+        A, size = torch.outer(mean, mean), places * len(covariance)
+        A[:size, :size] += torch.kron(covariance, torch.eye(places, dtype=A.dtype, device=A.device))
+        return A
+
+
+def _times(x: Tensor, matrix: Tensor, values: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1]) @ matrix  # as one product of matrices, whatever the strides
+    return (rows if values is None else (rows * values) @ matrix.mT).view(x.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +105,7 @@ class InputMoments:
         return InputMoments(mean, *psd_eigh(covariance), centred)
 
     def whitening(self, damping: float, dtype: torch.dtype, name: str) -> Whitening:
-        """U = diag(λ + damping)^-½ Eᵀ and c = mean, so that UᵀU = (Σ + damping I)⁻¹.
+        """U = diag(λ + damping)^-½ Eᵀ and c = mean: UᵀU = (Σ + damping I)⁻¹, and U(h − c) has variances λ/(λ + damping).
 
         Raises: NotPositiveDefiniteError for damping 0 where a direction has no variance at the precision of `dtype`.
         Warns: NumericalWarning where the damping is below that precision and a direction has no variance.
@@ -99,9 +126,14 @@ class InputMoments:
                 stacklevel=2,
             )
         root = (self.eigenvalues + damping).sqrt()
-        variances = self.eigenvalues / (self.eigenvalues + damping)
-        parts = ((self.eigenvectors / root).mT, self.eigenvectors * root, self.mean, variances)
-        return Whitening(*(part.to(dtype) for part in parts))
+        parts = ((self.eigenvectors / root).mT, self.eigenvectors * root, self.mean)
+        return Whitening(*(part.to(dtype).contiguous() for part in parts))
+
+    def metric(self, damping: float, dtype: torch.dtype) -> InputMetric:
+        """Of PRONG: Σ and (Σ + damping I)⁻¹."""
+        spectra = (self.eigenvalues, 1 / (self.eigenvalues + damping))
+        both = ((((self.eigenvectors * values) @ self.eigenvectors.mT).to(dtype), None) for values in spectra)
+        return InputMetric(self.mean.to(dtype), *both)
 
 
 def whitened_layers(layout: ParameterLayout, plain: Sequence[str] = ()) -> tuple[Layer, ...]:

@@ -104,7 +104,7 @@ def judge(seeds: Sequence[dict]) -> list[Check]:
     """Rate, exactness, and gradient descent's slowness and dependence on depth."""
     networks = [each for seed in seeds for each in seed["networks"]]
 
-    def check(text: str, values: Sequence[float], ok: Callable[[float], bool]) -> Check:
+    def check(text: str, values: Sequence[float | None], ok: Callable[[float], bool]) -> Check:
         return Check(text, span(values, 4), all(value is not None and ok(value) for value in values))
 
     ill = [each for each in networks if each["condition"] >= ILL]

@@ -136,7 +136,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 def judge(seeds: Sequence[dict]) -> list[Check]:
     """Invariant methods, methods that notice, and the two orders."""
 
-    def gaps(label: str) -> list[float]:
+    def gaps(label: str) -> list[float | None]:
         return [change[label] for seed in seeds for change in seed["gaps"].values()]
 
     checks = [

@@ -33,7 +33,8 @@ WELL = 0.5  # relative error of F̂ in the blocks that it was not given
 PARTLY_TRAINED = 0.9  # accuracy at which training is interrupted for the figure
 TIE = 0.01  # efficiency that the tridiagonal one may lack against the block-diagonal one, at initialization
 
-MIDDLE, CELLS, CHUNK = slice(1, 5), 40, 2000
+HIDDEN, MIDDLE = (20, 20, 20, 20, 20), slice(1, 5)
+CELLS, CHUNK = 40, 2000  # of a picture, across; examples a pass
 
 
 def run(seed: int, work: Work) -> dict:
@@ -44,7 +45,7 @@ def run(seed: int, work: Work) -> dict:
         data = datasets.resize(data, config["image_size"])
     inputs, targets = data.inputs.to(work.device), data.targets.to(work.device)
     generator = torch.Generator().manual_seed(seed)
-    sizes = (inputs.shape[1], 20, 20, 20, 20, 20, 10)
+    sizes = (inputs.shape[1], *HIDDEN, 10)
     model = models.mlp(sizes, "tanh", generator=generator, dtype=torch.float64).to(work.device)
     found = {"start": measured(Matrices(model, inputs, targets, config["damping"]))}
     optimizer = METHODS["kfac"](model, likelihoods.Categorical(), seed=seed)
@@ -182,7 +183,7 @@ def judge(seeds: Sequence[dict]) -> list[Check]:
     """The six statements, each over all seeds."""
     trained = [seed["trained"] for seed in seeds]
 
-    def check(text: str, values: Sequence[float], ok: Callable[[float], bool]) -> Check:
+    def check(text: str, values: Sequence[float | None], ok: Callable[[float], bool]) -> Check:
         return Check(text, span(values), all(value is not None and ok(value) for value in values))
 
     def ratio(above: str, below: str) -> list[float]:

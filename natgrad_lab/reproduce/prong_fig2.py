@@ -123,7 +123,7 @@ def picture(fisher: Float[Tensor, "P P"], model: nn.Module) -> list:
 def judge(seeds: Sequence[dict]) -> list[Check]:
     """Fig. 2 a and b: fall of the conditioning and of the off-diagonal share; fig. 2 c: while training."""
 
-    def check(text: str, values: Sequence[float], ok: Callable[[float], bool]) -> Check:
+    def check(text: str, values: Sequence[float | None], ok: Callable[[float], bool]) -> Check:
         return Check(text, span(values), all(value is not None and ok(value) for value in values))
 
     checks = [

@@ -28,8 +28,10 @@ def ratios(seeds: Sequence[Mapping], problem: str, entrant: str, baseline: str, 
     for seed in seeds:
         ours, theirs = seed["curves"][problem][entrant], seed["curves"][problem][baseline]
         target = or_inf(theirs["errors"][-1])
-        if math.isinf(target):  # the baseline diverged: whoever did not is there at once
-            found.append(math.inf if math.isinf(or_inf(ours["errors"][-1])) else 0.0)
+        if math.isinf(or_inf(ours["errors"][-1])):  # it diverged, whatever it reached before
+            found.append(math.inf)
+        elif math.isinf(target):  # the baseline did: whoever did not is there at once
+            found.append(0.0)
         else:
             found.append(reaches(ours, target, axis) / max(reaches(theirs, target, axis), 1e-9))
     return found

@@ -19,6 +19,7 @@ from torch import nn
 from natgrad_lab import fisher
 from natgrad_lab.errors import NonFiniteError, NotPositiveDefiniteError, NumericalWarning, UnsupportedLayerError
 from natgrad_lab.fisher.scores import score_pass
+from natgrad_lab.optimizers import METHODS
 from natgrad_lab.optimizers.prong import Prong, prong, prong_plus
 from natgrad_lab.optimizers.whitening import InputMoments, whitened_layers
 from natgrad_lab.parameters import ParameterLayout
@@ -150,6 +151,19 @@ def test_a_frozen_bias_is_not_moved_and_inputs_are_not_centred():
     expected = -slope @ torch.linalg.inv(second + 0.1 * torch.eye(3))
     assert torch.equal(case.model[0].bias, kept)
     assert (case.model[0].weight - before - expected).norm() < TIGHT
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_undamped_at_every_step_it_is_sngd(momentum):
+    """Both descend on the weights of white inputs; the root is another one, and the constant is whitened along or centred."""
+    ends = []
+    for method, options in (("prong", {"reparametrize_every": 1}), ("sngd", {"metric": "inputs", "update_every": 1})):
+        case = random_case((3, 4, 3), num_examples=20)
+        optimizer = METHODS[method](case.model, case.likelihood, lr=0.2, damping=0.0, momentum=momentum, **options)
+        for _ in range(5):
+            optimizer.step(case.inputs, case.targets)
+        ends.append(vector(case.model))
+    assert (ends[0] - ends[1]).norm() < 1e-9 * ends[0].norm()
 
 
 # ---- layers
@@ -337,7 +351,7 @@ def test_prong_plus_has_unit_variances_on_every_batch():
         batch = slice(start, start + 20)
         optimizer.step(case.inputs[batch], case.targets[batch])
         white = optimizer.whitenings["0"].whiten(case.inputs[batch])
-        D = (optimizer.variances["0"] + 1e-9).rsqrt()
+        D = (optimizer.metrics["0"].covariance[1] + 1e-9).rsqrt()
         assert ((D * white).var(0, correction=0) - 1).abs().max() < 1e-7
         F = optimizer.fisher.blocks[0].right
         h, c = case.inputs[batch], optimizer.whitenings["0"].c

@@ -42,6 +42,7 @@ def test_ratios_compare_with_the_baselines_own_way_to_its_final_error():
     assert ratios([seed(a=ours, b=base)], "p", "a", "b") == [0.2]
     assert ratios([seed(a=curve([9.0, 8.0]), b=base)], "p", "a", "b") == [math.inf]
     assert ratios([seed(a=ours, b=curve([9.0, None]))], "p", "a", "b") == [0.0]
+    assert ratios([seed(a=curve([9.0, 1.0, None]), b=base)], "p", "a", "b") == [math.inf]  # there, but not for long
     assert ratios([seed(a=curve([9.0, None]), b=curve([9.0, None]))], "p", "a", "b") == [math.inf]
 
 
@@ -197,13 +198,25 @@ def tiny(name):
     return dataclasses.replace(each, scales={"small": Scale(config, "tiny")}, min_seeds=1)
 
 
+def stand_in(name, **options):
+    """A few random examples in the form of the data sets that would be downloaded; the others themselves."""
+    generator = torch.Generator().manual_seed(0)
+    if name == "penn_treebank":
+        words = torch.randint(7, (40, 6), generator=generator)
+        return datasets.Dataset(name, words[:, :-1].clone(), words[:, 1:].clone(), tuple("abcdefg"))
+    shape = {"mnist": (28, 28), "faces": (25, 25), "cifar10": (3, 32, 32)}.get(name)
+    if shape is None:
+        return datasets.DATASETS[name](**options)
+    pictures = torch.rand(40, math.prod(shape), generator=generator)
+    return datasets.Dataset(name, pictures, torch.arange(40) % 10, tuple("0123456789"), shape)
+
+
 @pytest.mark.parametrize("name", RACES)
-def test_every_race_runs_is_judged_and_drawn(name, tmp_path):
+def test_every_race_runs_is_judged_and_drawn(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load", stand_in)
     each = tiny(name)
     ticks = []
     result = reproduce(each, tmp_path, num_seeds=1, tick=ticks.append)
-    if result.verdict.word == "not attempted":
-        pytest.skip(result.verdict.why.splitlines()[0])
     config = each.scales["small"].config
     assert len(ticks) == each.pieces(config, 1) + 2  # the tuning and the seed besides
     for curves in result.seeds[0]["curves"].values():
