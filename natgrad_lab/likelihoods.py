@@ -45,6 +45,14 @@ class Likelihood(ABC):
     def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         """Solve S u = v for u, where v is in the range of S (as every score is)."""
 
+    def root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """S v; without S where the likelihood knows how."""
+        return (self.fisher_root(outputs) @ vectors.unsqueeze(2)).squeeze(2)
+
+    def transposed_root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """Sᵀ v; without S where the likelihood knows how."""
+        return (self.fisher_root(outputs).mT @ vectors.unsqueeze(2)).squeeze(2)
+
     @abstractmethod
     def _refuse_targets(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError if `targets` have no density under `outputs`."""
@@ -168,6 +176,16 @@ class Categorical(Likelihood):
         root_p = (0.5 * outputs.log_softmax(-1)).exp()  # from the logarithm: exact where p underflows
         return torch.diag_embed(root_p) - p.unsqueeze(-1) * root_p.unsqueeze(-2)
 
+    def root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """√p ∘ v − p (√p · v)."""
+        root_p = (0.5 * outputs.log_softmax(-1)).exp()
+        return root_p * vectors - _softmax(outputs) * (root_p * vectors).sum(1, keepdim=True)
+
+    def transposed_root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """√p ∘ (v − p · v)."""
+        mean = (_softmax(outputs) * vectors).sum(1, keepdim=True)
+        return (0.5 * outputs.log_softmax(-1)).exp() * (vectors - mean)
+
     def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         """v / √p, which solves S u = v whenever the entries of v sum to zero. Overflows where p underflows."""
         return vectors * (-0.5 * outputs.log_softmax(-1)).exp()
@@ -220,6 +238,12 @@ class Bernoulli(Likelihood):
     def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
         """diag(√(σ(f) σ(−f)))."""
         return torch.diag_embed(self._deviation(outputs))
+
+    def root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """√(σ(f) σ(−f)) v: S is diagonal."""
+        return self._deviation(outputs) * vectors
+
+    transposed_root_product = root_product
 
     def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         """v / √(σ(f) σ(−f)). Overflows where a coin is certain to the last bit."""
@@ -279,6 +303,12 @@ class Gaussian(Likelihood):
         """I / √variance."""
         eye = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
         return (eye / math.sqrt(self.variance)).expand(outputs.shape[0], -1, -1)
+
+    def root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """v / √variance."""
+        return vectors / math.sqrt(self.variance)
+
+    transposed_root_product = root_product
 
     def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
         """√variance · v."""

@@ -81,6 +81,17 @@ def test_root_coordinates_solve_for_scores(name, scale):
 
 
 @likelihoods
+@SCALES
+def test_products_with_the_root_need_no_root(name, scale):
+    likelihood, _, outputs, _ = made(name, scale)
+    root, v = likelihood.fisher_root(outputs), torch.randn_like(outputs)
+    size = dict(rtol=1e-12, atol=1e-14 * float(v.abs().max()))  # √p − p √p cancels where p is almost 1
+    assert torch.allclose(likelihood.root_product(outputs, v), torch.einsum("ncd,nd->nc", root, v), **size)
+    assert torch.allclose(likelihood.transposed_root_product(outputs, v), torch.einsum("ncd,nc->nd", root, v), **size)
+    assert torch.equal(Likelihood.root_product(likelihood, outputs, v), (root @ v.unsqueeze(2)).squeeze(2))
+
+
+@likelihoods
 def test_kl_is_the_mean_log_ratio_and_zero_only_at_home(name):
     likelihood, density, outputs, _ = made(name)
     others = outputs + 0.3 * torch.randn_like(outputs)

@@ -6,7 +6,7 @@ rounds of its time divided by the yardstick's time in that round. Results are pl
 
 from collections.abc import Callable
 
-from natgrad_lab.bench.exact import autoencoder, factors, natural, overview, spectrum
+from natgrad_lab.bench.exact import autoencoder, factors, natural, overview, slider, spectrum
 from natgrad_lab.bench.steps import conventions, dense, step
 from natgrad_lab.bench.timing import BenchRow, BenchTable, interleaved
 
@@ -18,6 +18,7 @@ BENCHES: dict[str, Callable[..., BenchTable]] = {
     "spectrum": spectrum,
     "overview": overview,
     "factors": factors,
+    "slider": slider,
     "conventions": conventions,
 }
 

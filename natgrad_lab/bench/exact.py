@@ -1,5 +1,6 @@
 """Exact work on networks whose Fisher is never formed: natural gradient, spectrum, overview, and K-FAC's factors."""
 
+import itertools
 import statistics
 from collections.abc import Sequence
 
@@ -167,6 +168,30 @@ def factors(
         peers.add("factors", (model, inputs, targets), factor_agreement(ours), ", exact")
         measured = interleaved(cases | peers.cases, rounds, where)
         return peers.beside(table(f"K-FAC factors, {_name(sizes)}, N = {num_examples}", where, threads, measured, peers.notes))
+
+
+def slider(
+    sizes: Sequence[int] = LARGE, num_examples: int = 256, *, rounds: int = 20, threads: int = 1, device: str = "cpu"
+) -> BenchTable:
+    """Time ten moves of the damping slider on a K-FAC, from cached eigendecompositions, against making those."""
+    from natgrad_lab.comparison import Batch, DampingSlider, Problem
+
+    with threads_of(threads):
+        where = find_device(device)
+        model, inputs, targets = problem(sizes, num_examples, where)
+        against = Problem(Batch(model, Categorical(), inputs, targets), 1e-2)
+        prepared = DampingSlider(against, kfac_fisher(model, Categorical(), inputs)).prepare()
+        dampings = itertools.cycle(10.0**exponent for exponent in torch.linspace(-4, 0, 9).tolist())
+        fresh = kfac_fisher(model, Categorical(), inputs)
+        cases = {
+            "eigendecompositions of the factors": lambda: [
+                torch.linalg.eigh(f) for b in fresh.blocks for f in (b.left, b.right)
+            ],
+            "ten moves of the slider": lambda: [prepared.at(next(dampings)) for _ in range(10)],
+        }
+        measured = interleaved(cases, rounds, where)
+        note = "efficiency, cosine, norm ratio, best step, decrease"
+        return table(f"damping slider, K-FAC of {_name(sizes)}, N = {num_examples}", where, threads, measured, note)
 
 
 def _name(sizes: Sequence[int]) -> str:

@@ -1,6 +1,5 @@
 """Fv's half: SᵀJ v by a forward derivative, for quadratic forms vᵀFw = (1/N) ⟨SᵀJ v, SᵀJ w⟩ of the exact Fisher."""
 
-import torch
 from torch import nn
 
 from natgrad_lab.derivatives import output_derivative
@@ -23,13 +22,10 @@ class ForwardProducts:
         self.num_examples = len(inputs)
         self._at = model, layout, inputs
         self._likelihood = likelihood
-        self._root: Tensor | None = None
 
     def __call__(self, vector: Float[Tensor, " P"]) -> Float[Tensor, " M"]:
         """SᵀJ v, stacked over examples, positions and outputs."""
         with quiet_attention():
             outputs, moved = output_derivative(*self._at, vector)
         flat, moved = (self._likelihood.positions(each).flatten(0, 1) for each in (outputs, moved))  # (N S, C)
-        if self._root is None:
-            self._root = self._likelihood.fisher_root(flat)
-        return torch.einsum("ncd,nc->nd", self._root, moved).flatten()
+        return self._likelihood.transposed_root_product(flat, moved).flatten()

@@ -141,6 +141,5 @@ def _weigh(likelihood: Likelihood, outputs: Tensor, moved: Tensor, scores: Tenso
         products = (scores * moved).flatten(2).sum(2)  # (K, N)
         return (products.reshape(*products.shape, *[1] * (scores.ndim - 2)) * scores).sum(0)
     flat, direction = (likelihood.positions(each).flatten(0, 1) for each in (outputs, moved))
-    root = likelihood.fisher_root(flat)
-    weighed = (root @ (root.mT @ direction.unsqueeze(2))).squeeze(2)
+    weighed = likelihood.root_product(flat, likelihood.transposed_root_product(flat, direction))
     return likelihood.from_positions(weighed.view_as(likelihood.positions(outputs)).unsqueeze(0), outputs).squeeze(0)
