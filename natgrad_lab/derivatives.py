@@ -24,6 +24,7 @@ from natgrad_lab.unrolled import unroll
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
+_ONE_BY_ONE = 2  # up to so many vectors, backward passes of their own cost less than a batched one
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class ForwardPass:
         if not ends:
             return {}
         edges = [edge for edge, _ in ends]
-        if vectors.shape[0] == 1:
-            flat = [None if g is None else g.unsqueeze(0) for g in self._backward(edges, vectors[0])]
+        if vectors.shape[0] <= _ONE_BY_ONE:
+            flat = [_stacked(each) for each in zip(*(self._backward(edges, v) for v in vectors), strict=True)]
         else:
             flat = self._backward(edges, vectors, is_grads_batched=True)
         shapes = [(len(vectors), *shape) for _, shape in ends]
@@ -91,6 +92,11 @@ class ForwardPass:
     def _backward(self, ends: Sequence[nn.Parameter | GradientEdge], vectors: Tensor, **choices) -> tuple[Tensor | None, ...]:
         with overwriting_refused():
             return torch.autograd.grad(self._graph_outputs, ends, vectors, retain_graph=True, allow_unused=True, **choices)
+
+
+def _stacked(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
+    """Gradients of several passes at one edge, which all passes reach or none."""
+    return None if gradients[0] is None else torch.stack(gradients) if len(gradients) > 1 else gradients[0].unsqueeze(0)
 
 
 def forward_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor, recorded: tuple[Layer, ...]) -> ForwardPass:

@@ -23,8 +23,10 @@ from natgrad_lab.structures import (
     SharedRows,
     StructuredMatrix,
 )
+from natgrad_lab.structures.row_blocks import mirror_upper
 
 WEIGHT_SHARING = ("expand", "reduce")
+_STRIP = 256  # columns of a large factor computed at a time
 _LARGEST_DENSE_BLOCK = 4096  # parameters of a layer without Kronecker structure whose exact block is taken instead
 
 
@@ -62,7 +64,7 @@ def kfac_fisher(
     """
     known(weight_sharing, WEIGHT_SHARING, "weight_sharing")
     each = passes(model, likelihood, inputs, fisher_type, targets, num_samples, generator)
-    return averaged(lambda scores: kfac_from_scores(scores, weight_sharing), each)
+    return averaged(lambda scores: kfac_from_scores(scores, weight_sharing), each).validated()
 
 
 def kfac_from_scores(scores: ScorePass, weight_sharing: str = "expand") -> BlockDiagonal:
@@ -105,7 +107,7 @@ def _(rows: EmbeddingRows, num_examples: int, weight_sharing: str) -> Kronecker 
         return None
     one_hot = nn.functional.one_hot(rows.index + 1, rows.num_entries + 1)[..., 1:].to(rows.dtype)  # (N, S, V)
     factors = kronecker_block(SharedRows(one_hot, rows.scores), num_examples, weight_sharing)
-    return Kronecker(factors.right, factors.left)
+    return Kronecker.trusted(left=factors.right, right=factors.left, note="")
 
 
 @kronecker_block.register
@@ -114,4 +116,16 @@ def _(rows: ConcatRows, num_examples: int, weight_sharing: str) -> BlockDiagonal
 
 
 def _kronecker(scores: Tensor, inputs: Tensor, num_examples: int, num_inputs: int) -> Kronecker:
-    return Kronecker(scores.T @ scores / num_examples, inputs.T @ inputs / num_inputs)
+    left, right = _gram(scores).div_(num_examples), _gram(inputs).div_(num_inputs)
+    return Kronecker.trusted(left=left, right=right, note="")
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """Σ of the rows' outer products; a large one by strips of its upper triangle, which is half the work."""
+    width = rows.shape[1]
+    if width < 2 * _STRIP:
+        return rows.T @ rows
+    out = rows.new_empty(width, width)
+    for start in range(0, width, _STRIP):
+        torch.mm(rows[:, start : start + _STRIP].T, rows[:, start:], out=out[start : start + _STRIP, start:])
+    return mirror_upper(out, _STRIP)

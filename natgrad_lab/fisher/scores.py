@@ -78,7 +78,7 @@ class ScorePass:
 
     Attributes:
         outputs: (N, S, C): at S positions per example, 1 for plain outputs.
-        layers: rows of Sᵀ J by layer, in the flat order.
+        layers: rows of Sᵀ J by layer, in the flat order; none of a `loss_pass`.
         loss, loss_scores: mean over examples of the nll, summed over positions, in nats; None without loss targets.
         num_scores: K, vectors per example.
         note: which layers were taken by the generic route, and what that cost; "" if none.
@@ -92,6 +92,7 @@ class ScorePass:
     loss_scores: Float[Tensor, "N S C"] | None
     num_scores: int
     note: str = ""
+    loss_gradient: Float[Tensor, " P"] | None = None  # known where there are no rows
 
     @property
     def num_examples(self) -> int:
@@ -102,6 +103,8 @@ class ScorePass:
         """Of the mean loss, in the flat order: −(1/N) Σ_n J_nᵀ score_n."""
         if self.loss is None:
             raise ValueError("a gradient needs the observed targets (loss_targets=... of score_pass); got None.")
+        if self.loss_gradient is not None:
+            return self.loss_gradient
         ones = self.outputs.new_full((self.num_examples,), -1.0 / self.num_examples)
         return torch.cat([layer.loss_rows.rmatmul(ones) for layer in self.layers])
 
@@ -117,6 +120,7 @@ def score_pass(
     *,
     loss_targets: Tensor | None = None,
     verify: bool = True,
+    layout: ParameterLayout | None = None,
 ) -> ScorePass:
     """Run the network once on `inputs` and backpropagate the scores of `fisher_type` (and of the loss) to every layer.
 
@@ -124,16 +128,17 @@ def score_pass(
 
     Args:
         inputs: (N, ...). targets, num_samples, generator: as in `output_scores`.
-        fisher_type: as there; None, where `loss_targets` are given: no scores, the loss alone.
+        fisher_type: as there; None, where `loss_targets` are given: no scores, the loss and its rows alone.
         loss_targets: with them the loss and its gradient come from the same pass.
         verify: also check that the weights are finite and that captured pairs reproduce PyTorch's own gradient (a weight
             used twice behind the layer's back would break it) and that examples do not influence each other; costs one
             more backward pass and half a forward pass. Training loops verify the first step of every shape of inputs.
+        layout: the model's, if it is known already.
     Raises: as `forward_pass`; ValueError for targets outside the likelihood's domain or a misspelt fisher_type.
     """
     if fisher_type is not None or loss_targets is None:
         refuse_choice(likelihood, fisher_type, targets, num_samples)
-    layout = ParameterLayout(model)
+    layout = ParameterLayout(model) if layout is None else layout
     if verify:
         refuse_weights(layout)
     with quiet_attention():
@@ -144,9 +149,7 @@ def score_pass(
     )
     loss, loss_scores, scores = None, None, []
     if loss_targets is not None:
-        flat = outputs.flatten(0, 1)
-        loss = likelihood.nll(flat, loss_targets).sum() / len(outputs)
-        loss_scores = likelihood.score(flat, loss_targets).view_as(outputs)
+        loss, loss_scores = _loss_and_scores(likelihood, outputs, loss_targets)
         scores.append(loss_scores.unsqueeze(0))
     if fisher_type is not None:
         scores.append(output_scores(likelihood, outputs, fisher_type, fisher_targets, num_samples, generator))
@@ -157,8 +160,9 @@ def score_pass(
     if verify:
         refuse_hidden_uses(passed)
         refuse_mixed_examples(model, inputs, passed.outputs)
-    with quiet_attention():
-        blocks |= generic_rows(model, generic, inputs, vectors)
+    if generic:
+        with quiet_attention():
+            blocks |= generic_rows(model, generic, inputs, vectors)
     layers = tuple(
         LayerRows(
             layer,
@@ -169,6 +173,24 @@ def score_pass(
     )
     note = _note(generic, len(inputs), len(vectors))
     return ScorePass(layout, fisher_type, outputs, layers, loss, loss_scores, num_scores, note)
+
+
+def loss_pass(
+    model: nn.Module, likelihood: Likelihood, layout: ParameterLayout, inputs: Tensor, targets: Tensor | None
+) -> ScorePass:
+    """A pass without scores and rows: the loss on (inputs, targets) and PyTorch's own gradient of it. The cost is SGD's."""
+    if targets is None:
+        raise ValueError("a gradient needs the observed targets; got None.")
+    passed = forward_pass(model, layout, inputs, ())
+    outputs = likelihood.positions(passed.outputs)
+    loss, scores = _loss_and_scores(likelihood, outputs, likelihood.flat_targets(passed.outputs, targets).detach())
+    vectors = likelihood.from_positions(scores.unsqueeze(0) / -len(inputs), passed.outputs)
+    return ScorePass(layout, None, outputs, (), loss, scores, 0, loss_gradient=passed.parameter_gradient(vectors[0]))
+
+
+def _loss_and_scores(likelihood: Likelihood, outputs: Float[Tensor, "N S C"], targets: Tensor) -> tuple[Tensor, Tensor]:
+    flat = outputs.flatten(0, 1)
+    return likelihood.nll(flat, targets).sum() / len(outputs), likelihood.score(flat, targets).view_as(outputs)
 
 
 def _recorded_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> tuple[ForwardPass, tuple[Layer, ...]]:

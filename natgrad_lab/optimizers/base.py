@@ -69,6 +69,8 @@ class FlatOptimizer(Optimizer):
         super().__init__(trained_parameters(model, likelihood), defaults)
         self.model, self.likelihood = model, likelihood
         self.num_steps = 0
+        self._signature: list | None = None  # of the parameters for which _layout is
+        self._layout: ParameterLayout | None = None
         self._verified: set[torch.Size] = set()  # shapes of inputs for which a pass was checked
         device = self.param_groups[0]["params"][0].device
         self.generator = torch.Generator(device=device).manual_seed(seed)
@@ -135,10 +137,17 @@ class FlatOptimizer(Optimizer):
         known = getattr(inputs, "shape", None)
         scores = score_pass(
             self.model, self.likelihood, inputs, fisher_type, targets, self.num_samples, self.generator,
-            verify=known not in self._verified, **choices,
+            verify=known not in self._verified, layout=self._present_layout(), **choices,
         )  # fmt: skip
         self._verified.add(known)
         return scores
+
+    def _present_layout(self) -> ParameterLayout:
+        """The model's layout, read off anew when its parameters are others, or train otherwise, than at the last step."""
+        signature = [(id(p), p.requires_grad, p.shape, p.dtype) for p in self.model.parameters()]
+        if signature != self._signature:
+            self._signature, self._layout = signature, ParameterLayout(self.model)
+        return self._layout
 
     def _propose(self, now: Evaluation, inputs: Tensor, damping: float, phases: dict) -> Move:
         """What to add to the parameters."""

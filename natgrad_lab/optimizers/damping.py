@@ -32,7 +32,7 @@ def factored_inverse(fisher: BlockDiagonal, damping: float) -> BlockDiagonal:
 
     A layer without factors (a normalization, a small layer without a rule) has its exact block, and (F_l + λI)⁻¹.
     """
-    return BlockDiagonal(tuple(_factored_inverse(block, damping) for block in fisher.blocks))
+    return BlockDiagonal.trusted(blocks=tuple(_factored_inverse(block, damping) for block in fisher.blocks), note="")
 
 
 def _factored_inverse(block: StructuredMatrix, damping: float) -> StructuredMatrix:
@@ -41,7 +41,7 @@ def _factored_inverse(block: StructuredMatrix, damping: float) -> StructuredMatr
     if not isinstance(block, Kronecker):
         return block.power(-1, damping)
     root, pi = math.sqrt(damping), pi_trace_norm(block)
-    return Kronecker(_inverse(block.left, root / pi), _inverse(block.right, root * pi))
+    return Kronecker.trusted(left=_inverse(block.left, root / pi), right=_inverse(block.right, root * pi), note="")
 
 
 def _inverse(matrix: Tensor, damping: float) -> Tensor:
@@ -50,7 +50,7 @@ def _inverse(matrix: Tensor, damping: float) -> Tensor:
     damped.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(damped)
     least = damping / 2 if damping > 0 else zero_level(len(matrix), matrix.diagonal().max())
-    if failed or not factor.diagonal().square().min() > least:
+    if failed or not factor.diagonal().min() > math.sqrt(least):  # a NaN fails too
         factor = damped_cholesky(matrix, damping)
     return torch.cholesky_inverse(factor)
 

@@ -7,11 +7,12 @@ from functools import partial
 from torch import nn
 
 from natgrad_lab.fisher.natural_gradient import ExactFisher
-from natgrad_lab.fisher.scores import FISHER_TYPES, ScorePass
+from natgrad_lab.fisher.scores import FISHER_TYPES, ScorePass, loss_pass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.names import known
 from natgrad_lab.optimizers.base import Direction, Evaluation, FlatOptimizer
 from natgrad_lab.optimizers.estimate import FisherEstimate, Statistics
+from natgrad_lab.optimizers.low_rank import preconditioned_gradient
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import StructuredMatrix, from_state
 
@@ -53,7 +54,7 @@ class NaturalGradient(FlatOptimizer):
         due = self.estimate.is_update_due(self.num_steps)
         if due and self.estimate.fraction == 1:
             return super()._evaluate(inputs, targets)
-        plain = self._pass(inputs, None, None, loss_targets=targets)
+        plain = loss_pass(self.model, self.likelihood, self._present_layout(), inputs, targets)
         scores, gradient, loss = plain, plain.gradient(), float(plain.loss)
         if due:
             part = slice(self.estimate.num_examples(len(inputs)))
@@ -65,9 +66,9 @@ class NaturalGradient(FlatOptimizer):
         self._refresh(scores)
         phases["fisher"] = time.perf_counter() - started
         started = time.perf_counter()
-        vector = self._inverted(damping).matmul(gradient)
+        vector, product = preconditioned_gradient(scores, gradient, self._inverted(damping), self.fisher)
         phases["solve"] = time.perf_counter() - started
-        return Direction(vector, self.fisher.matmul(vector), self.fisher.matmul)
+        return Direction(vector, product, self.fisher.matmul)
 
     def _refresh(self, scores: ScorePass) -> None:
         """Average the batch's statistics in, where they are due."""

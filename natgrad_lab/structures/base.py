@@ -43,12 +43,20 @@ class TensorFields:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all tensors."""
-        return next(self._parts())[1].dtype
+        return self._first().dtype
 
     @property
     def device(self) -> torch.device:
         """The device of all tensors."""
-        return next(self._parts())[1].device
+        return self._first().device
+
+    def _first(self):
+        """The first tensor or structure among the fields."""
+        for value in self.__dict__.values():
+            value = value[0] if isinstance(value, tuple) and value else value
+            if isinstance(value, Tensor | TensorFields):
+                return value
+        return next(self._parts())[1]
 
     def tensors(self):
         """Yield (path, tensor) for every tensor, depth first."""
@@ -75,7 +83,22 @@ class TensorFields:
         for other in others:
             self._require_alike(other)
         mapped = {name: _map(fn, value, *(getattr(other, name) for other in others)) for name, value in self._items()}
-        return type(self)(**mapped)
+        return type(self).trusted(**mapped)
+
+    @classmethod
+    def trusted(cls, **values):
+        """One made of all its fields, as they are: for tensors that cannot be wrong because of how they were made."""
+        made = object.__new__(cls)
+        made.__dict__.update(values)
+        return made
+
+    def validated(self):
+        """Check what the constructor checks, of this and of every part; returns itself."""
+        for _, part in self._parts():
+            if not isinstance(part, Tensor):
+                part.validated()
+        self.__post_init__()
+        return self
 
     def state(self) -> dict:
         """Nested dict of tensors, strings and lists, readable by torch.load(weights_only=True); see `from_state`."""
@@ -90,8 +113,7 @@ class TensorFields:
         return [(name, getattr(self, name)) for name in _field_names(type(self))]
 
     def _require_alike(self, other) -> None:
-        same = type(other) is type(self)
-        if not same or [(n, t.shape) for n, t in self.tensors()] != [(n, t.shape) for n, t in other.tensors()]:
+        if not _alike(self, other):
             raise ValueError(
                 f"map needs structures of one kind and one shape; got {self!r} and {other!r}. Estimate both with the "
                 "same function on the same model."
@@ -177,6 +199,17 @@ def _map(fn, value, *others):
     if isinstance(value, tuple):
         return tuple(_map(fn, *parts) for parts in zip(value, *others, strict=True))
     return value.map(fn, *others) if isinstance(value, TensorFields) else value
+
+
+def _alike(one, other) -> bool:
+    """Whether two fields are of one kind and shape."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape
+    if isinstance(one, tuple):
+        return isinstance(other, tuple) and len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, TensorFields):
+        return type(one) is type(other) and all(_alike(value, getattr(other, name)) for name, value in one._items())
+    return True
 
 
 def _state(value):

@@ -142,7 +142,8 @@ class KhatriRaoRows(RowBlock):
         """Bᵀ v: Σ_n (Σ_k v[k, n] scores[k, n]) ⊗ inputs[n]."""
         K, N, C = self.scores.shape
         if v.ndim == 1:
-            return ((v.reshape(K, N, 1) * self.scores).sum(0).mT @ self.inputs).flatten()
+            weighted = v.reshape(K, N, 1) * self.scores
+            return ((weighted[0] if K == 1 else weighted.sum(0)).mT @ self.inputs).flatten()
         weighted = torch.einsum("knj,knc->jcn", v.reshape(K, N, -1), self.scores)
         return (weighted @ self.inputs).flatten(1).mT.contiguous()
 
@@ -167,7 +168,7 @@ class KhatriRaoRows(RowBlock):
 
     def select(self, start: int, stop: int | None) -> "KhatriRaoRows":
         """The rows that belong to scores start to stop."""
-        return KhatriRaoRows(self.inputs, self.scores[start:stop])
+        return KhatriRaoRows.trusted(inputs=self.inputs, scores=self.scores[start:stop])
 
     def merge(self, other: "RowBlock") -> "RowBlock":
         """Two calls are two positions of a shared layer."""

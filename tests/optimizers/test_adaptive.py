@@ -15,7 +15,8 @@ from oracles import fisher_from_jacobians, fisher_of_any, gradient, parameters_o
 from torch import nn
 
 from natgrad_lab.fisher.forward_products import ForwardProducts
-from natgrad_lab.optimizers import METHODS, GammaSearch, LevenbergMarquardt, QuadraticModel, exponential_batch
+from natgrad_lab.fisher.scores import loss_pass, score_pass
+from natgrad_lab.optimizers import METHODS, GammaSearch, LevenbergMarquardt, QuadraticModel, exponential_batch, low_rank
 from natgrad_lab.optimizers.step_size import minimize_model
 from natgrad_lab.parameters import ParameterLayout
 
@@ -353,6 +354,38 @@ def test_the_mean_over_two_shards_is_the_whole_batchs_statistic(method):
     first_statistics(slice(4, 8), mean)
     assert torch.allclose(means[0].to_dense(), whole[0].to_dense(), rtol=1e-12, atol=1e-15)
     assert len(sent) == len(whole)
+
+
+# ---- cheaper routes to the same numbers
+
+
+@pytest.mark.parametrize("method", ["kfac", "ekfac"])
+def test_small_batches_go_through_the_rows(method, monkeypatch):
+    """K-FAC's products with a gradient of 2 examples, by rows and by whole matrices."""
+    routes, found = [], {}
+    by_rows = low_rank._by_rows
+    monkeypatch.setattr(low_rank, "_by_rows", lambda *args: routes.append(1) or by_rows(*args))
+    for cheaper in (True, False):
+        if not cheaper:
+            monkeypatch.setattr(low_rank, "_is_cheaper", lambda *args: False)
+        case = random_case((6, 5, 6), num_examples=2)
+        optimizer = METHODS[method](case.model, case.likelihood, damping=0.1, lr=0.1)
+        records = [optimizer.step(case.inputs, case.targets) for _ in range(3)]
+        found[cheaper] = parameters_of(case.model), [record.kl for record in records]
+        assert len(routes) == (6 if method == "kfac" else 0)
+    assert (found[True][0] - found[False][0]).abs().max() < 1e-12
+    assert found[True][1] == pytest.approx(found[False][1], rel=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize("name", EVERY_LAYER)
+def test_a_loss_pass_has_the_same_loss_and_gradient(name):
+    case = EVERY_LAYER[name]()
+    layout = ParameterLayout(case.model)
+    plain = loss_pass(case.model, case.likelihood, layout, case.inputs, case.targets)
+    full = score_pass(case.model, case.likelihood, case.inputs, loss_targets=case.targets)
+    assert torch.allclose(plain.loss, full.loss, rtol=1e-12)
+    assert torch.allclose(plain.gradient(), full.gradient(), rtol=1e-9, atol=1e-12)
 
 
 # ---- invariances of undamped steps
