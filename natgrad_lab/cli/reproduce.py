@@ -19,7 +19,9 @@ COLOURS = {"reproduced": "green", "reproduced in miniature": "green", "partly": 
 def reproduce(
     name: Annotated[str | None, typer.Argument(help="One of --list.")] = None,
     list_all: Annotated[bool, typer.Option("--list", help="Name every reproduction with its claim and criterion.")] = False,
-    scale: Annotated[str, typer.Option(help="small: minutes on 2 cores; full: the paper's size.")] = "small",
+    scale: Annotated[
+        str, typer.Option(help="small: minutes on 2 cores; full: the paper's size; kfac-autoencoder also: mnist.")
+    ] = "small",
     seeds: Annotated[int | None, typer.Option(help="How many; as many as the criterion asks for if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; results/reproduce/NAME-SCALE if not given.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, auto, ...")] = "cpu",

@@ -121,6 +121,8 @@ def _problems(work: Work) -> Iterator[tuple[str, Callable[[], Problem]]]:
 def race_one(problem: Problem, entrant: Mapping, setting: Mapping, seed: int, budget: Mapping) -> dict:
     """Train one network by one method until the budget's `updates` or `seconds` are used up, whichever is first.
 
+    An entrant may have fewer `updates` than the budget: what it has not reached by then counts as never.
+
     Args: budget: updates, seconds, evaluations (checkpoints, in even steps), evaluate_examples, measure ("error" or "loss").
     Returns: updates, seconds and errors at the checkpoints (error: ‖y − mean‖² or the fraction wrong; loss: nats), and how it
         ended: "ok", "out of time", or "diverged", whose last error is then None.
@@ -130,16 +132,17 @@ def race_one(problem: Problem, entrant: Mapping, setting: Mapping, seed: int, bu
     choices = {**entrant.get("fixed", {}), **setting}
     optimizer = METHODS[entrant["method"]](model, problem.likelihood, **_seeded(entrant["method"], choices, seed))
     training = Training(model, problem.likelihood, problem.inputs, problem.targets, optimizer, problem.batch_size, seed)
+    updates = entrant.get("updates", budget["updates"])
     clock, used, status = _clock(problem.inputs.device), 0.0, "ok"
     curve: dict[str, list] = {"updates": [], "seconds": [], "errors": []}
-    marks = checkpoints(budget["updates"], budget["evaluations"])
+    marks = checkpoints(updates, budget["evaluations"])
 
     def note(step: int, error: float) -> None:
         for name, value in (("updates", step), ("seconds", used), ("errors", error)):
             curve[name].append(value)
 
     note(0, measure(model, problem, budget))
-    for step in range(budget["updates"]):
+    for step in range(updates):
         inputs, targets = training.batch(step)
         started = clock()
         failed = _failed_step(optimizer, inputs, targets)
@@ -151,7 +154,7 @@ def race_one(problem: Problem, entrant: Mapping, setting: Mapping, seed: int, bu
         out_of_time = used >= budget["seconds"]
         if step + 1 in marks or out_of_time:
             note(step + 1, measure(model, problem, budget))
-        if out_of_time and step + 1 < budget["updates"]:
+        if out_of_time and step + 1 < updates:
             status = "out of time"
             break
     return curve | {"status": status}
