@@ -36,15 +36,16 @@ def race_figure(seeds: Sequence[dict]) -> go.Figure:
                     showlegend=row == column == 1, line={"color": colours[label], "width": 2.5},
                     hovertemplate=f"{label}: %{{y:.4g}} at %{{x:.4g}} {axis}<extra></extra>",
                 )  # fmt: skip
-    figure.update_xaxes(type="log", dtick=1)
-    figure.update_yaxes(type="log", nticks=6)
+    axis = {name: value for name, value in style.template()["xaxis"].items() if name != "title"}
+    figure.update_xaxes(axis | {"type": "log", "dtick": 1})
+    figure.update_yaxes(axis | {"type": "log", "nticks": 6})
     for column, text in ((1, "updates (log)"), (2, "seconds of the steps (log)")):
         figure.update_xaxes(title={"text": text}, row=len(problems), col=column)
     figure.update_yaxes(title={"text": "training error or loss (log)"}, col=1)
     return figure.update_layout(
         height=150 + 290 * len(problems), showlegend=True, margin={"l": 74, "r": 20, "t": 96, "b": 50},
         title={"text": "Tuned on one seed, run on the others: median strong, every seed thin"},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "yref": "container", "x": 0, "xanchor": "left"},
+        legend={"orientation": "h", "y": 1 + 40 / (290 * len(problems)), "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )  # fmt: skip
 
 
