@@ -479,7 +479,7 @@ def test_tests_need_a_checkout(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["dense", "step"])
+@pytest.mark.parametrize("what", ["dense", "step", "convolution"])
 def test_bench_prints_ratios_and_writes_json(capsys, tmp_path, what):
     out = tmp_path / "bench.json"
     code, shown, _ = natgrad(capsys, "bench", what, "--sizes", "4,3,2", "--examples", 6, "--rounds", 2, "--out", out)

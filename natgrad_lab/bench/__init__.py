@@ -7,12 +7,13 @@ rounds of its time divided by the yardstick's time in that round. Results are pl
 from collections.abc import Callable
 
 from natgrad_lab.bench.exact import autoencoder, factors, natural, overview, slider, spectrum
-from natgrad_lab.bench.steps import conventions, dense, step
+from natgrad_lab.bench.steps import conventions, convolution, dense, step
 from natgrad_lab.bench.timing import BenchRow, BenchTable, interleaved
 
 BENCHES: dict[str, Callable[..., BenchTable]] = {
     "dense": dense,
     "step": step,
+    "convolution": convolution,
     "natural": natural,
     "autoencoder": autoencoder,
     "spectrum": spectrum,

@@ -10,6 +10,7 @@ from natgrad_lab.experiments.training import find_device
 from natgrad_lab.fisher import dense_fisher
 from natgrad_lab.fisher.scores import score_pass
 from natgrad_lab.likelihoods import Categorical, Gaussian
+from natgrad_lab.models import convnet, mlp
 from natgrad_lab.optimizers import METHODS
 from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.shapes import Tensor
@@ -72,7 +73,7 @@ def step(
     """Time one step of every method against a step of SGD, on the same network and batch, float32.
 
     K-FAC is timed with factors and inverses every step (monte_carlo, the default; exact scores beside it), and amortized:
-    factors every step, inverses every 20.
+    factors every step and inverses every 20, then both every 20.
     """
     with threads_of(threads):
         where = find_device(device)
@@ -80,6 +81,7 @@ def step(
         choices: dict[str, tuple[str, dict]] = {name: (name, {}) for name in METHODS}
         choices["kfac, exact scores"] = ("kfac", {"fisher_type": "exact"})
         choices["kfac, inverses every 20"] = ("kfac", {"invert_every": 20})
+        choices["kfac, both every 20"] = ("kfac", {"update_every": 20, "invert_every": 20})
         plain = "torch SGD, by hand"
         cases[plain] = _plain_sgd(*problem(sizes, num_examples, where))
         for case, (name, options) in choices.items():
@@ -88,6 +90,32 @@ def step(
             cases[case] = _stepper(optimizer, inputs, targets)
         measured = interleaved(cases, rounds, where)
         title = f"one step, {'-'.join(map(str, sizes))}, N = {num_examples}"
+        return table(title, where, threads, measured, "")
+
+
+def convolution(
+    sizes: Sequence[int] = (64, 10), num_examples: int = 128, *, rounds: int = 15, threads: int = 1, device: str = "cpu"
+) -> BenchTable:
+    """Time K-FAC's step on 3 convolutions and 2 linear layers against a step of SGD, pictures 3 x 16 x 16, float32.
+
+    Channels 16, 32, 64 with a pooling after each; `sizes` are the outputs of the linear layers.
+    """
+    with threads_of(threads):
+        where = find_device(device)
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.rand(num_examples, 3, 16, 16, generator=generator, dtype=torch.float32).to(where)
+        targets = torch.randint(sizes[-1], (num_examples,), generator=generator).to(where)
+
+        def network() -> torch.nn.Module:
+            front = convnet((3, 16, 16), (16, 32, 64), dtype=torch.float32)[:-1]
+            return torch.nn.Sequential(*front, *mlp((256, *sizes), "relu", dtype=torch.float32)).to(where)
+
+        choices = {"kfac": {}, "kfac, exact scores": {"fisher_type": "exact"}, "kfac, inverses every 20": {"invert_every": 20}}
+        cases = {"torch SGD, by hand": _plain_sgd(network(), inputs, targets)}
+        for case, options in choices.items():
+            cases[case] = _stepper(METHODS["kfac"](network(), Categorical(), lr=1e-3, **options), inputs, targets)
+        measured = interleaved(cases, rounds, where)
+        title = f"one step, 3 convolutions, then 256-{'-'.join(map(str, sizes))}, N = {num_examples}"
         return table(title, where, threads, measured, "")
 
 
