@@ -1,6 +1,7 @@
 """Training races: equal trials, one tuning seed, the clock, ratios; and every registered race run once at a tiny size."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -50,6 +51,7 @@ def test_errors_at_equal_updates_are_those_of_the_last_shared_checkpoint():
     ours = curve([9.0, 4.0, 2.0], updates=[0, 10, 20])  # out of time at 20
     base = curve([9.0, 8.0, 4.0, 1.0], updates=[0, 10, 20, 40])
     assert at_equal_updates([seed(a=ours, b=base)], "p", "a", "b") == [0.5]
+    assert at_equal_updates([seed(a=base, b=ours)], "p", "a", "b") == [2.0]
     assert at_equal_updates([seed(a=curve([9.0, None]), b=base)], "p", "a", "b") == [math.inf]
     assert at_equal_updates([seed(a=ours, b=curve([9.0, None]))], "p", "a", "b") == [0.0]
 
@@ -152,6 +154,13 @@ def test_evaluating_is_outside_the_clock(monkeypatch):
     monkeypatch.setattr(race, "measure", slow_measure)
     found = race.race_one(problem_of(config), {"method": "sgd"}, {"lr": 0.1}, 1, config)
     assert found["seconds"][-1] == 0.0
+
+
+def test_every_step_is_inside_the_clock(monkeypatch):
+    config, looks = blobs(updates=4, evaluations=4), itertools.count()
+    monkeypatch.setattr(race, "_clock", lambda device: lambda: float(next(looks)))  # one second from look to look
+    found = race.race_one(problem_of(config), {"method": "sgd"}, {"lr": 0.1}, 1, config)
+    assert found["seconds"] == [float(step) for step in found["updates"]]
 
 
 @pytest.mark.parametrize("updates, evaluations", [(1, 4), (3, 4), (1000, 24), (20_000, 40), (7, 2)])
