@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,16 @@ def test_inner_pieces_are_kept_and_counted_once(tmp_path):
     assert [seed["a"] for seed in result.seeds] == [11, 12, 13] and result.tuned == {"shift": 10}
     pieces = [json.loads(path.read_text())["seconds"] for path in (tmp_path / "pieces").iterdir()]
     assert min(pieces) >= 0 and result.seconds <= sum(pieces) + 1e-9
+
+
+def test_time_inside_a_piece_is_not_counted_twice(tmp_path):
+    def run(seed, work):
+        work.keep(f"inner-{seed}", lambda: time.sleep(0.3) or {})
+        return {"a": seed}
+
+    result = reproduce(toy(run), tmp_path, num_seeds=1)
+    own = json.loads((tmp_path / "pieces" / "seed-1.json").read_text())["seconds"]
+    assert 0 <= own < 0.3 <= result.seconds  # what is around the inner piece takes milliseconds
 
 
 def test_another_scale_in_the_same_folder_is_refused(tmp_path):
