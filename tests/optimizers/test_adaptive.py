@@ -15,6 +15,7 @@ from oracles import fisher_from_jacobians, fisher_of_any, gradient, parameters_o
 from torch import nn
 
 from natgrad_lab.fisher.forward_products import ForwardProducts
+from natgrad_lab.fisher.kfac import _gram
 from natgrad_lab.fisher.scores import loss_pass, score_pass
 from natgrad_lab.optimizers import METHODS, GammaSearch, LevenbergMarquardt, QuadraticModel, exponential_batch, low_rank
 from natgrad_lab.optimizers.step_size import minimize_model
@@ -176,6 +177,16 @@ def test_lambda_follows_the_objective(change, factor, monkeypatch):
     assert record.actual_decrease == -change or math.isnan(change)
 
 
+def test_a_step_too_long_is_a_failure_even_where_the_model_expected_it(monkeypatch):
+    """lr = 9 overshoots: M goes up and so does the (scripted) objective, ρ is positive, and λ grows all the same."""
+    case = random_case((3, 4, 3), num_examples=9)
+    optimizer = made(case, lr=9.0, levenberg={"every": 1})
+    monkeypatch.setattr(optimizer, "_objective_at", lambda now, *rest: now.objective + 1e4)
+    record = optimizer.step(case.inputs, case.targets)
+    assert record.predicted_decrease < 0 and record.rho > 3 / 4
+    assert math.isclose(optimizer.param_groups[0]["damping"], 0.1 / 0.95, rel_tol=1e-12)
+
+
 def test_the_decrease_is_the_objectives():
     case = random_case((3, 4, 3), num_examples=9)
     optimizer = made(case, levenberg={"every": 1}, weight_decay=0.3)
@@ -234,6 +245,18 @@ def test_gamma_rises_and_falls_to_what_the_model_prefers(favoured, power, monkey
     assert gammas == pytest.approx([2.0, 2.0] + [2 * omega] * 2 + [2 * omega**2] * 2 + [2 * omega**3], rel=1e-12)
     expected = optimizer.invert(optimizer.fisher, gammas[-1] ** 2)
     assert torch.allclose(optimizer.inverse.to_dense(), expected.to_dense(), rtol=1e-10)
+
+
+def test_at_the_first_steps_everything_is_refreshed():
+    case = random_case((3, 4, 3), num_examples=9)
+    optimizer = METHODS["kfac"](case.model, case.likelihood, update_every=4, invert_every=6, burn_in=3, fisher_type="exact")
+    seen = []
+    for _ in range(9):
+        optimizer.step(case.inputs, case.targets)
+        seen.append((id(optimizer.fisher), id(optimizer.inverse), optimizer.fisher, optimizer.inverse))  # kept, so ids differ
+    steps = range(1, 9)
+    assert [k for k in steps if seen[k][0] != seen[k - 1][0]] == [1, 2, 4, 8]
+    assert [k for k in steps if seen[k][1] != seen[k - 1][1]] == [1, 2, 6]
 
 
 def test_a_moved_slider_starts_gamma_anew():
@@ -375,6 +398,12 @@ def test_small_batches_go_through_the_rows(method, monkeypatch):
         assert len(routes) == (6 if method == "kfac" else 0)
     assert (found[True][0] - found[False][0]).abs().max() < 1e-12
     assert found[True][1] == pytest.approx(found[False][1], rel=1e-11)
+
+
+@pytest.mark.parametrize("width", [511, 512, 700])
+def test_large_factors_by_strips(width):
+    rows = torch.randn(20, width)
+    assert torch.allclose(_gram(rows), rows.T @ rows, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
