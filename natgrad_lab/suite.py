@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome", "msedge")
+TOGETHER = ("-q", "-n", "auto", "--dist", "worksteal", "-m", "not browser and not alone")
+BY_ITSELF = ("-q", "-m", "browser or alone")
+NO_TESTS = 5  # pytest's exit code
 INSTALL_HINT = (
     "Install Chromium (Debian: apt-get install chromium; Fedora: dnf install chromium; macOS: brew install --cask "
     "chromium) or say where one is: BROWSER_PATH=/path/to/chrome"
@@ -25,6 +28,9 @@ def find_chromium() -> str | None:
 
 def run_tests(root: Path | None, options: Sequence[str] = (), *, browser: bool = True, fast: bool = False) -> int:
     """Run pytest on the tests of the checkout `root`; return its exit code (5 if nothing was run).
+
+    Without `options` the tests run in two turns: most of them on all cores at once, one thread each; then, one by one, those
+    that need the machine to themselves (marked `alone`) or a browser.
 
     A missing browser is installed where that is possible (root, apt-get). Where it is not, the browser tests are left
     out with a message, except in CI (CI=true), where that is a failure.
@@ -47,8 +53,13 @@ def run_tests(root: Path | None, options: Sequence[str] = (), *, browser: bool =
     elif not browser:
         print("natgrad test --no-browser-tests: without the browser tests.", flush=True)
     ours = ["--fast"] if fast else [] if browser else ["--no-browser-tests"]
-    command = [sys.executable, "-m", "pytest", *ours, *options]
-    return subprocess.call(command, cwd=root)
+    pytest = [sys.executable, "-m", "pytest", *ours]
+    if options:
+        return subprocess.call([*pytest, *options], cwd=root)
+    one_thread = dict(os.environ, OMP_NUM_THREADS="1")
+    together = subprocess.call([*pytest, *TOGETHER], cwd=root, env=one_thread)
+    by_itself = subprocess.call([*pytest, *BY_ITSELF], cwd=root)
+    return together or (0 if by_itself == NO_TESTS else by_itself)
 
 
 def install_chromium() -> bool:

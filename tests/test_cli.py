@@ -405,7 +405,7 @@ def test_lab_really_starts_prints_its_address_and_shows_no_news(tmp_path):
 def pytest_calls(monkeypatch):
     """The commands that `natgrad test` would run."""
     calls = []
-    monkeypatch.setattr(suite.subprocess, "call", lambda command, cwd: calls.append(command[3:]) or 0)
+    monkeypatch.setattr(suite.subprocess, "call", lambda command, cwd, env=None: calls.append(command[3:]) or 0)
     monkeypatch.setattr(suite, "find_chromium", lambda: "/usr/bin/chromium")
     monkeypatch.delenv("CI", raising=False)
     return calls
@@ -414,15 +414,23 @@ def pytest_calls(monkeypatch):
 @pytest.mark.parametrize(
     "argv, expected",
     [
-        ([], []),
         (["-x", "-k", "kfac or sgd", "tests/fisher"], ["-x", "-k", "kfac or sgd", "tests/fisher"]),
         (["--fast", "-q"], ["--fast", "-q"]),
-        (["--no-browser-tests"], ["--no-browser-tests"]),
     ],
 )
 def test_options_reach_pytest(capsys, pytest_calls, argv, expected):
     assert natgrad(capsys, "test", *argv)[0] == 0
     assert pytest_calls == [expected]
+
+
+@pytest.mark.parametrize("argv", [[], ["--no-browser-tests"], ["--fast"]])
+def test_without_options_most_tests_run_at_once_and_the_rest_by_itself(capsys, pytest_calls, argv):
+    assert natgrad(capsys, "test", *argv)[0] == 0
+    assert pytest_calls == [[*argv, *suite.TOGETHER], [*argv, *suite.BY_ITSELF]]
+    one, other = (turn[turn.index("-m") + 1] for turn in pytest_calls)
+    for marks in ({"slow"}, {"browser"}, {"alone"}, {"browser", "alone"}, set()):
+        has = {name: name in marks for name in ("browser", "alone")}
+        assert eval(one, {}, has) != eval(other, {}, has)  # every test in one of the turns
 
 
 def test_left_out_tests_are_mentioned(capsys, pytest_calls):
@@ -440,12 +448,14 @@ def test_without_a_browser_ci_fails_and_a_laptop_is_told(capsys, pytest_calls, m
     if ci:
         assert code == 1 and pytest_calls == [] and "no browser" in err and "apt-get install chromium" in err
     else:
-        assert code == 0 and pytest_calls == [["--no-browser-tests"]] and "BROWSER TESTS ARE LEFT OUT" in out
+        assert code == 0 and all("--no-browser-tests" in call for call in pytest_calls) and "BROWSER TESTS ARE LEFT OUT" in out
 
 
 def test_the_exit_code_of_pytest_is_handed_on(capsys, pytest_calls, monkeypatch):
-    monkeypatch.setattr(suite.subprocess, "call", lambda command, cwd: 5)
-    assert natgrad(capsys, "test")[0] == 5
+    codes = iter([1, 0, 0, 1, 0, 5, 5, 0])
+    monkeypatch.setattr(suite.subprocess, "call", lambda command, cwd, env=None: next(codes))
+    found = [natgrad(capsys, "test")[0] for _ in range(4)]
+    assert found == [1, 1, 0, 5]  # nothing to run by itself is fine, nothing at all is not
 
 
 def test_chromium_is_installed_only_by_root_with_apt(monkeypatch):
