@@ -495,7 +495,9 @@ def test_bench_prints_ratios_and_writes_json(capsys, tmp_path, what):
     code, shown, _ = natgrad(capsys, "bench", what, "--sizes", "4,3,2", "--examples", 6, "--rounds", 2, "--out", out)
     table = json.loads(out.read_text())
     assert code == 0 and table["rows"][0]["ratio"] == 1.0 and table["threads"] == 1
-    assert all(row["seconds"] > 0 and row["rounds"] == 2 and row["case"] in shown for row in table["rows"])
+    timed = [row for row in table["rows"] if row["rounds"]]  # other libraries may not be here
+    assert all(row["seconds"] > 0 and row["rounds"] == 2 for row in timed) and len(timed) >= 2
+    assert all(row["case"].split()[0] in shown for row in table["rows"])
 
 
 def test_bench_suggests_the_nearest_name(capsys):

@@ -35,8 +35,11 @@ class BenchTable:
     rows: tuple[BenchRow, ...]
 
     def to_dict(self) -> dict:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; None where a case was not timed."""
+        values = asdict(self)
+        for row in values["rows"]:
+            row.update({name: None if row["rounds"] == 0 else row[name] for name in ("seconds", "ratio")})
+        return values
 
 
 def interleaved(cases: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:

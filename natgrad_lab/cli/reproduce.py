@@ -46,7 +46,7 @@ def reproduce(
 def list_reproductions(table: dict, kept: dict) -> None:
     """One paragraph each."""
     for name, each in table.items():
-        verdict = kept[name]["verdict"]["word"] if name in kept else "no result kept"
+        verdict = ", ".join(result["verdict"]["word"] for result in kept.get(name, [])) or "no result kept"
         console.print(f"[bold]{name}[/]  {escape(each.title)}  [{COLOURS.get(verdict, 'dim')}]{verdict}[/]", highlight=False)
         console.print(f"  claim: {each.claim} {each.source}", markup=False, highlight=False)
         console.print(f"  criterion: {each.criterion}", markup=False, highlight=False)

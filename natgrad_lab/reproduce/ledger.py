@@ -20,37 +20,48 @@ is written by `natgrad reproduce --page docs/reproductions.md`.
 """
 
 
-def kept_results(root: Path | None) -> dict[str, dict]:
-    """name → result of every JSON in `benchmarks/reproduce` of the checkout `root`; {} without a checkout."""
+def kept_results(root: Path | None) -> dict[str, list[dict]]:
+    """name → results of NAME.json and NAME@SCALE.json in `benchmarks/reproduce` of the checkout `root`; {} without one."""
     folder = root / KEPT if root is not None else None
-    if folder is None or not folder.is_dir():
-        return {}
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    found: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob("*.json")) if folder is not None else ():
+        found.setdefault(path.stem.split("@")[0], []).append(json.loads(path.read_text(encoding="utf-8")))
     return {name: found[name] for name in REPRODUCTIONS if name in found}
 
 
-def ledger_page(kept: Mapping[str, dict]) -> str:
+def ledger_page(kept: Mapping[str, list[dict]]) -> str:
     """The page in Markdown: a table of verdicts, then every reproduction with its checks."""
     head = _HEAD.format(words=", ".join(f"*{word}*" for word in WORDS))
-    rows = [_row(name, kept.get(name)) for name in REPRODUCTIONS]
-    return head + "\n".join(rows) + "\n" + "".join(_section(name, kept.get(name)) for name in REPRODUCTIONS)
+    rows = [row for name in REPRODUCTIONS for row in _rows(name, kept.get(name, []))]
+    return head + "\n".join(rows) + "\n" + "".join(_section(name, kept.get(name, [])) for name in REPRODUCTIONS)
 
 
-def _row(name: str, result: dict | None) -> str:
-    if result is None:
-        return f"| [{name}](#{name}) | no result kept | | |"
-    return f"| [{name}](#{name}) | {result['verdict']['word']} | {len(result['seeds'])} | {_time(result['seconds'])} |"
+def _rows(name: str, results: list[dict]) -> list[str]:
+    if not results:
+        return [f"| [{name}](#{name}) | no result kept | | |"]
+    return [
+        f"| [{name}](#{name}){_scale(each)} | {each['verdict']['word']} | {len(each['seeds'])} | {_time(each['seconds'])} |"
+        for each in results
+    ]
 
 
-def _section(name: str, result: dict | None) -> str:
+def _scale(result: dict) -> str:
+    return "" if result["scale"] == "small" else f", scale {result['scale']}"
+
+
+def _section(name: str, results: list[dict]) -> str:
     each = REPRODUCTIONS[name]
     texts = f"**{each.title}** {each.claim}", f"Source: {each.source}.", f"Criterion: {each.criterion}."
     lines = ["", f"## {name}", *(part for text in texts for part in ("", text))]
-    if result is None:
-        return "\n".join([*lines, "", f"No result is kept. `natgrad reproduce {name}` measures it.", ""])
+    if not results:
+        lines += ["", f"No result is kept. `natgrad reproduce {name}` measures it."]
+    return "\n".join([*lines, *(line for result in results for line in _verdict(result)), ""])
+
+
+def _verdict(result: dict) -> list[str]:
     verdict = result["verdict"]
     why = f" ({verdict['why']})" if verdict["why"] else ""
-    lines += ["", f"Verdict: **{verdict['word']}**{why}."]
+    lines = ["", f"Verdict{_scale(result)}: **{verdict['word']}**{why}."]
     if verdict["checks"]:
         lines += ["", "| asked | measured | |", "|---|---|---|"]
         lines += [_cells(c["text"], c["measured"], "yes" if c["passed"] else "**no**") for c in verdict["checks"]]
@@ -60,7 +71,7 @@ def _section(name: str, result: dict | None) -> str:
     )
     if machines:
         lines += ["", f"Scale {result['scale']}, {len(result['seeds'])} seeds, {_time(result['seconds'])} on {machines}."]
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def _cells(*texts: str) -> str:
