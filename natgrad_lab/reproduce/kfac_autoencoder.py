@@ -43,7 +43,7 @@ ENTRANTS = {
 MNIST_ENTRANTS = {
     "momentum": {
         "method": "momentum",
-        "grid": [{"lr": lr, "momentum": mu} for lr, mu in ((0.03, 0.9), (0.01, 0.9), (0.01, 0.99), (0.003, 0.99))],
+        "grid": [{"lr": lr, "momentum": mu} for lr, mu in ((0.01, 0.9), (0.003, 0.9), (0.001, 0.9), (0.001, 0.99))],
     },
     "adam": {"method": "adam", "grid": [{"lr": lr} for lr in (1e-2, 3e-3, 1e-3, 3e-4)]},
     "K-FAC": {
