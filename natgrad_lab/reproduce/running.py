@@ -101,7 +101,7 @@ class Pieces:
         self, folder: Path, reproduction: Reproduction, scale: Scale, device: torch.device, tick: Callable[[str], None]
     ):
         """Make the folder, or go on in it if it holds the same reproduction with the same values."""
-        self.folder, self.tick, self.seconds, self._inner = folder / "pieces", tick, 0.0, 0.0
+        self.folder, self.tick, self._inner = folder / "pieces", tick, 0.0
         self.about: list[dict] = []
         self._machine = machine(device)
         identity = plain({"reproduction": reproduction.name, "config": dict(scale.config)})
@@ -126,11 +126,15 @@ class Pieces:
             piece = {"value": value, "seconds": elapsed - self._inner, "about": self._machine}
             self._inner = outside + elapsed
             write_atomically(path, json.dumps(piece, allow_nan=False).encode())
-        self.seconds += piece["seconds"]
         if piece["about"] not in self.about:
             self.about.append(piece["about"])
         self.tick(key)
         return piece["value"]
+
+    @property
+    def seconds(self) -> float:
+        """Of all pieces in the folder, also of those inside pieces that were read whole."""
+        return sum(json.loads(path.read_text())["seconds"] for path in self.folder.glob("*.json"))
 
 
 def machine(device: torch.device) -> dict:
