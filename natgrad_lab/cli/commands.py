@@ -148,7 +148,7 @@ def notebooks(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="dense, step, natural, autoencoder, spectrum, overview, factors or conventions.")],
+    what: Annotated[str, typer.Argument(help="dense, step, natural, autoencoder, spectrum, overview, factors, explorer, conventions.")],
     sizes: Annotated[str | None, typer.Option(help="Widths, as 784,512,256,10; 64,32,32,10 if not given.")] = None,
     examples: Annotated[int | None, typer.Option(help="N; each benchmark has its own if not given.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Times every case is timed.")] = None,
