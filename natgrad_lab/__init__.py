@@ -13,8 +13,8 @@ _ROOMS = (
     "likelihoods", "linalg", "metrics", "models", "optimizers", "parameters", "plots", "reproduce", "roots", "structures",
     "widgets",
 )  # fmt: skip
-_NAMES = {"ParameterLayout": "parameters", "compare": "comparison", "stop_all": "widgets"}
-__all__ = ["ParameterLayout", "compare", "stop_all", *_ROOMS]
+_NAMES = {"ParameterLayout": "parameters", "compare": "comparison", "explore": "widgets", "stop_all": "widgets"}
+__all__ = ["ParameterLayout", "compare", "explore", "stop_all", *_ROOMS]
 
 
 def __getattr__(name: str):

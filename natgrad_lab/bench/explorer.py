@@ -36,11 +36,11 @@ def tour(
             measured["a move, median of 100"].append(float(np.median(moves)))
             measured["a new tile, median"].append(float(np.median(tiles)))
         exact = seen.sources["exact"]
+        held = (exact.num_bytes + seen.store.num_bytes) / 2**20
         notes = {
             "first picture": f"{exact.gram.num_rows} rows; process peak {_peak_gib()}",
             "a move, median of 100": f"slowest {max(moves) * 1e3:.0f} ms; {len(tiles)} tiles in all",
-            "a new tile, median": f"slowest {max(tiles) * 1e3:.0f} ms; held {(exact.num_bytes + seen.store.num_bytes) / 2**20:.0f} "
-            "MB",
+            "a new tile, median": f"slowest {max(tiles) * 1e3:.0f} ms; held {held:.0f} MB",
         }
         title = f"explorer, {'-'.join(map(str, sizes))}, P = {seen.layout.dim:,}"
         return table(title, where, threads, measured, notes)

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from natgrad_lab import __version__
 from natgrad_lab.cli.compare import compare
 from natgrad_lab.cli.data import data
+from natgrad_lab.cli.heatmap import heatmap
 from natgrad_lab.cli.reproduce import reproduce
 from natgrad_lab.environment import checkout
 
@@ -148,7 +149,9 @@ def notebooks(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="dense, step, natural, autoencoder, spectrum, overview, factors, explorer, conventions.")],
+    what: Annotated[
+        str, typer.Argument(help="dense, step, natural, autoencoder, spectrum, overview, factors, explorer or conventions.")
+    ],
     sizes: Annotated[str | None, typer.Option(help="Widths, as 784,512,256,10; 64,32,32,10 if not given.")] = None,
     examples: Annotated[int | None, typer.Option(help="N; each benchmark has its own if not given.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Times every case is timed.")] = None,
@@ -211,4 +214,5 @@ def run(
 
 app.command()(compare)
 app.command()(data)
+app.command()(heatmap)
 app.command()(reproduce)

@@ -116,30 +116,38 @@ class Explorer:
     def overview(self, source: str = "exact", reduce: str = "rms") -> tuple[int, np.ndarray]:
         """(level, picture) of the whole matrix, at most 256 cells a side where the layers allow; its tiles are then kept."""
         level = self.pyramid.level_for(0, self.layout.dim, _FIRST_CELLS)
+        return level, self.picture(source, level, reduce)
+
+    def picture(self, source: str, level: int, reduce: str = "rms") -> np.ndarray:
+        """All cells of a level at once, (cells, cells) float32, cheaper than its tiles one by one; they are then kept."""
+        known(source, self.sources, "matrix")
+        known(reduce, REDUCTIONS, "way to sum up a cell")
         reduce = "entries" if level == 0 else reduce
         count = self.pyramid.num_tiles(level)
-        keys = [(source, level, i, j, reduce) for i in range(count) for j in range(count)]
-        if any(self.store.get(key) is None for key in keys):
-            edges = self.pyramid.edges(level)
-            with self._computing:
-                picture = _plain(self.sources[known(source, self.sources, "matrix")].tile(edges, edges, reduce))
-            for key in keys:
-                rows, columns = (slice(n * TILE, (n + 1) * TILE) for n in key[2:4])
-                self.store.put(key, np.ascontiguousarray(picture[rows, columns]))
-            return level, picture
-        rows = [np.concatenate([self.store.get((source, level, i, j, reduce)) for j in range(count)], 1) for i in range(count)]
-        return level, np.concatenate(rows)
+        tiles = [[self.store.get((source, level, i, j, reduce)) for j in range(count)] for i in range(count)]
+        if all(tile is not None for row in tiles for tile in row):
+            return np.block(tiles)
+        edges = self.pyramid.edges(level)
+        with self._computing:
+            picture = _plain(self.sources[source].tile(edges, edges, reduce))
+        for i, j in np.ndindex(count, count):
+            part = picture[i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE]
+            self.store.put((source, level, i, j, reduce), np.ascontiguousarray(part))
+        return picture
 
     def limits(self, source: str = "exact") -> tuple[float, float]:
-        """(low, high) of magnitudes for a logarithmic map: high is the largest entry, which a Fisher has on its diagonal."""
+        """(low, high) of magnitudes for a map of colours, the same at all levels, from the whole matrix.
+
+        High is ten times the largest cell of the overview, but no more than the largest entry, which a Fisher has on its
+        diagonal; low a third of what 98 % of the cells exceed.
+        """
         _, picture = self.overview(source)
         magnitudes = np.abs(picture[picture != 0])
-        high = float(self.sources[source].diagonal().abs().max())
-        high = max(high, float(magnitudes.max())) if len(magnitudes) else high
-        if high == 0:
+        if not len(magnitudes):
             return 1e-3, 1.0
-        low = float(np.quantile(magnitudes, 0.02)) / 10 if len(magnitudes) else high * 1e-6
-        return max(low, high * 1e-12), high
+        top = float(magnitudes.max())
+        high = min(10 * top, max(top, float(self.sources[source].diagonal().abs().max())))
+        return max(float(np.quantile(magnitudes, 0.02)) / 3, high * 1e-12), high
 
     def region(self, text: str) -> Region:
         """The region that a text means, as "W2[3,5] x W1[0,2]"; see `places.find`."""

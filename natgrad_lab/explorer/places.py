@@ -139,7 +139,8 @@ def ticks(layout: ParameterLayout, start: int, stop: int, count: int = 6) -> lis
     """About `count` places of start .. stop with short names: layers, then units, then single parameters, as they fit."""
     inside = [layer for layer in layout.layers if layer.start < stop and layer.slice.stop > start]
     if len(inside) >= count:
-        return [(layer.start, layer.name or "model") for layer in inside if layer.start >= start]
+        numbered = list(enumerate(layout.layers, 1))
+        return [(layer.start, f"W{number}") for number, layer in numbered if start <= layer.start < stop]
     span, places = stop - start, []
     for layer in inside:
         low, high = max(start, layer.start) - layer.start, min(stop, layer.slice.stop) - layer.start
@@ -147,7 +148,7 @@ def ticks(layout: ParameterLayout, start: int, stop: int, count: int = 6) -> lis
         by_unit = layer.has_rows and span > count * width
         step = _nice(span / count / (width if by_unit else 1)) * (width if by_unit else 1)
         for at in range(-(-low // step) * step, high, step):
-            label = f"{layer.name or 'model'}[{at // width}]" if by_unit else name_of(layout, layer.start + at)
+            label = f"W{layout.layers.index(layer) + 1}[{at // width}]" if by_unit else name_of(layout, layer.start + at)
             places.append((layer.start + at, label))
     return places
 
