@@ -138,15 +138,15 @@ class Explorer:
     def limits(self, source: str = "exact") -> tuple[float, float]:
         """(low, high) of magnitudes for a map of colours, the same at all levels, from the whole matrix.
 
-        High is ten times the largest cell of the overview, but no more than the largest entry, which a Fisher has on its
-        diagonal; low a third of what 98 % of the cells exceed.
+        High is ten times what 0.5 % of the overview's cells exceed, but no more than the largest entry, which a Fisher has on
+        its diagonal; low a third of what 98 % of the cells exceed.
         """
         _, picture = self.overview(source)
         magnitudes = np.abs(picture[picture != 0])
         if not len(magnitudes):
             return 1e-3, 1.0
         top = float(magnitudes.max())
-        high = min(10 * top, max(top, float(self.sources[source].diagonal().abs().max())))
+        high = min(10 * float(np.quantile(magnitudes, 0.995)), max(top, float(self.sources[source].diagonal().abs().max())))
         return max(float(np.quantile(magnitudes, 0.02)) / 3, high * 1e-12), high
 
     def region(self, text: str) -> Region:

@@ -34,11 +34,12 @@ function createViewer(root, about, tables, host) {
   };
   const sourceMenu = choose("matrix", about.sources.map((name) => [name, name]));
   const scaleMenu = choose("colours", Object.entries(SCALES).map(([name, scale]) => [name, scale.label]));
-  const search = make(bar, "form", "ngx-search");
+  const search = make(bar, "span", "ngx-search");
   const words = make(search, "input", "");
   Object.assign(words, { type: "search", placeholder: "W2[3,5] x W1[0,2]" });
   words.setAttribute("aria-label", "jump to a parameter or a block");
-  make(search, "button", "", "Go").type = "submit";
+  const go = make(search, "button", "", "Go");
+  go.type = "button";
   const buttons = make(bar, "span", "ngx-buttons");
   const button = (text, title, act) => {
     const node = make(buttons, "button", "", text);
@@ -509,9 +510,10 @@ function createViewer(root, about, tables, host) {
     state.row = ((event.clientY - box.top) / box.height) * about.dim;
     changed();
   });
-  search.addEventListener("submit", (event) => {
-    event.preventDefault();
-    jump(words.value);
+  go.addEventListener("click", () => jump(words.value));
+  words.addEventListener("keydown", (event) => {
+    event.stopPropagation(); // a notebook has its own meaning for letters and Enter
+    if (event.key === "Enter") jump(words.value);
   });
   sourceMenu.addEventListener("change", () => {
     state.source = sourceMenu.value;
