@@ -1,5 +1,6 @@
 """One network's Fisher to look at: the matrices side by side, their tiles, their names, within a memory budget."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -113,6 +114,10 @@ class Explorer:
                         self.store.put((source, level, column, row, reduce), np.ascontiguousarray(tile.T))
         return tile
 
+    def is_ready(self, source: str, level: int, row: int, column: int, reduce: str = "rms") -> bool:
+        """Whether a tile is kept and costs nothing."""
+        return self.store.get((source, level, row, column, "entries" if level == 0 else reduce)) is not None
+
     def overview(self, source: str = "exact", reduce: str = "rms") -> tuple[int, np.ndarray]:
         """(level, picture) of the whole matrix, at most 256 cells a side where the layers allow; its tiles are then kept."""
         level = self.pyramid.level_for(0, self.layout.dim, _FIRST_CELLS)
@@ -139,7 +144,7 @@ class Explorer:
         """(low, high) of magnitudes for a map of colours, the same at all levels, from the whole matrix.
 
         High is ten times what 0.5 % of the overview's cells exceed, but no more than the largest entry, which a Fisher has on
-        its diagonal; low a third of what 98 % of the cells exceed.
+        its diagonal; low a third of what 98 % of the cells exceed. Both are rounded outwards to half decades.
         """
         _, picture = self.overview(source)
         magnitudes = np.abs(picture[picture != 0])
@@ -147,7 +152,8 @@ class Explorer:
             return 1e-3, 1.0
         top = float(magnitudes.max())
         high = min(10 * float(np.quantile(magnitudes, 0.995)), max(top, float(self.sources[source].diagonal().abs().max())))
-        return max(float(np.quantile(magnitudes, 0.02)) / 3, high * 1e-12), high
+        low = max(float(np.quantile(magnitudes, 0.02)) / 3, high * 1e-12)
+        return 10 ** (math.floor(2 * math.log10(low)) / 2), 10 ** (math.ceil(2 * math.log10(high)) / 2)
 
     def region(self, text: str) -> Region:
         """The region that a text means, as "W2[3,5] x W1[0,2]"; see `places.find`."""

@@ -15,6 +15,8 @@ from natgrad_lab.plots.style import colour_table
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.widgets.png import png
 
+_BATCH = 4  # tiles taken on before the questions are looked at again
+_TOGETHER = 36  # tiles of a level that is computed as a whole when most of it is asked for
 _TABLES = ("sequential", "diverging")
 
 
@@ -34,6 +36,7 @@ class FisherExplorer(anywidget.AnyWidget):
         """Open on the whole matrix, or on `state`."""
         self._seen, self._epoch = seen, 0
         self._wanted: dict[str, list[tuple]] = {}
+        self._shown: dict[str, list[tuple]] = {}  # what a page asked for at once: sent again, unasked, with another matrix
         self._ready = threading.Condition()
         self._worker: threading.Thread | None = None
         self._closed = False
@@ -51,7 +54,7 @@ class FisherExplorer(anywidget.AnyWidget):
             raise ValueError("show needs an Explorer of the same layers and matrices; open another with ng.explore(...).")
         with self._ready:
             self._seen, self._epoch = seen, self._epoch + 1
-            self._wanted = {view: [] for view in self._wanted}
+            self._wanted = {view: list(self._shown.get(view, [])) for view in self._wanted}
             if self._wanted:
                 self._want_greeting()
 
@@ -62,9 +65,10 @@ class FisherExplorer(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Stop the worker and close the view."""
-        with self._ready:
-            self._closed = True
-            self._ready.notify_all()
+        if "_ready" in vars(self):  # not if the beginning failed
+            with self._ready:
+                self._closed = True
+                self._ready.notify_all()
         super().close()
 
     def _from_page(self, _widget, message: dict, _buffers) -> None:
@@ -72,12 +76,15 @@ class FisherExplorer(anywidget.AnyWidget):
         with self._ready:
             if kind == "gone":
                 self._wanted.pop(view, None)
+                self._shown.pop(view, None)
             elif kind == "ready":
                 self._wanted[view] = []
                 self._want_greeting()
             elif kind == "tiles" and message.get("epoch") == self._epoch:
                 asked = (message["source"], int(message["level"]), message["reduce"])
                 self._wanted[view] = [(*asked, int(row), int(column)) for row, column in message["tiles"]]
+                if message.get("all"):
+                    self._shown[view] = list(self._wanted[view])
                 self._wake()
             else:
                 self._answer(kind, message)
@@ -105,27 +112,46 @@ class FisherExplorer(anywidget.AnyWidget):
                 if self._closed:
                     return
                 seen, epoch, greet, self._greet = self._seen, self._epoch, self._greet, False
-                asked = None if greet else next(tiles.pop(0) for tiles in self._wanted.values() if tiles)
+                asked = None if greet else next(tiles for tiles in self._wanted.values() if tiles)
+                together = not greet and self._is_most_of_a_level(seen, asked)
+                count = 0 if greet else len(asked) if together else min(_BATCH, len(asked))
+                batch = [asked.pop(0) for _ in range(count)]
             try:
-                self._send_greeting(seen, epoch) if greet else self._send_tile(seen, epoch, asked)
+                if greet:
+                    self._send_greeting(seen, epoch)
+                else:
+                    if together:
+                        seen.picture(batch[0][0], batch[0][1], batch[0][2])
+                    self._send_tiles(seen, epoch, batch)
             except Exception as error:  # told to the reader; the next question may be answered
                 with self._ready:
                     self._wanted = {view: [] for view in self._wanted}
                 self._to_page({"type": "problem", "text": f"{type(error).__name__}: {error}"})
+
+    @staticmethod
+    def _is_most_of_a_level(seen: Explorer, asked: list[tuple]) -> bool:
+        level = asked[0][1]
+        whole = seen.pyramid.num_tiles(level) ** 2 if level < seen.pyramid.num_levels else 0
+        return 0 < whole <= _TOGETHER and 2 * len(asked) > whole and all(each[:3] == asked[0][:3] for each in asked)
 
     def _send_greeting(self, seen: Explorer, epoch: int) -> None:
         about = seen.about() | {"limits": {name: seen.limits(name) for name in seen.sources}}
         tables = [colour_table(name).tobytes() for name in _TABLES]
         self._to_page({"type": "about", "about": about, "epoch": epoch, "colours": _TABLES}, tables)
 
-    def _send_tile(self, seen: Explorer, epoch: int, asked: tuple) -> None:
-        source, level, reduce, row, column = asked
-        tile = seen.tile(source, level, row, column, reduce)
-        header = {
-            "type": "tile", "source": source, "reduce": reduce, "level": level, "row": row, "column": column,
-            "rows": tile.shape[0], "columns": tile.shape[1], "epoch": epoch,
-        }  # fmt: skip
-        self._to_page(header, [tile.tobytes()])
+    def _send_tiles(self, seen: Explorer, epoch: int, batch: list[tuple]) -> None:
+        """Send one message for a few tiles that are there already, else one for each."""
+        headers, buffers = [], []
+        for source, level, reduce, row, column in batch:
+            ready = seen.is_ready(source, level, row, column, reduce)
+            if not ready and headers:
+                self._to_page({"type": "tiles", "epoch": epoch, "tiles": headers}, buffers)
+                headers, buffers = [], []
+            tile = seen.tile(source, level, row, column, reduce)
+            place = {"source": source, "reduce": reduce, "level": level, "row": row, "column": column}
+            headers.append({**place, "rows": tile.shape[0], "columns": tile.shape[1]})
+            buffers.append(tile.tobytes())
+        self._to_page({"type": "tiles", "epoch": epoch, "tiles": headers}, buffers)
 
     def _to_page(self, header: dict, buffers: list | None = None) -> None:
         if self.comm is not None:  # closed

@@ -130,8 +130,8 @@ def test_every_parameter_has_its_name_on_the_page(explorer):
 def test_tiles_late_and_out_of_order(explorer):
     """Slow tiles, a user who moves on at once: in the end the picture is that of a quiet page."""
     slow = CELL + (
-        "\nimport time, random\nquick = view._send_tile\n"
-        "def slowly(*a):\n    time.sleep(random.random() * 0.15)\n    quick(*a)\nview._send_tile = slowly\n"
+        "\nimport time, random\nquick = view._send_tiles\n"
+        "def slowly(*a):\n    time.sleep(random.random() * 0.15)\n    quick(*a)\nview._send_tiles = slowly\n"
     )
     book = explorer(slow.replace("\nview\n", "\n", 1) + "view")
     for text in ("W1[3]", "W2", "W3[1] x W1[2]", "W1[20] x W2[3]", "W1"):
@@ -149,6 +149,53 @@ def test_tiles_late_and_out_of_order(explorer):
 def test_narrow(explorer):
     book = explorer(width=800)
     book.screenshot("explorer_800")
-    widths = book.page.evaluate("() => [document.querySelector('.natgrad-explorer').scrollWidth, document.querySelector('.natgrad-explorer').clientWidth]")  # fmt: skip
+    widths = book.page.evaluate("() => { const r = document.querySelector('.natgrad-explorer');"
+                                "return [r.scrollWidth, r.clientWidth]; }")  # fmt: skip
     assert widths[0] <= widths[1]
     assert np.isfinite(float(book.page.locator(".ngx-pixels").get_attribute("data-level")))
+
+
+LIVE = """
+import threading, torch, natgrad_lab as ng
+model = ng.models.mlp((64, 32, 32, 10), dtype=torch.float64)
+data = ng.datasets.digits(dtype=torch.float64)
+inputs, targets = data.inputs[:100], data.targets[:100]
+sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+view = ng.widgets.LiveExplorer(model, ng.likelihoods.Categorical(), inputs[:50], pace=0.05)
+stop = threading.Event()
+def train():
+    step = 0
+    while not stop.is_set():
+        sgd.zero_grad(); ng.likelihoods.Categorical().loss(model(inputs), targets).backward(); sgd.step()
+        step += 1
+        view.update(f"step {step}")
+view
+"""
+FRAMES = """() => { window.ngxEpochs = 0; const root = document.querySelector('.natgrad-explorer');
+  new MutationObserver(() => window.ngxEpochs++).observe(root, { attributes: true, attributeFilter: ['data-frames'] }); }"""
+
+
+def test_live_and_back_in_time(explorer):
+    book = explorer(LIVE)
+    first = canvas(book)
+    assert book.page.locator(".ngx-time").is_hidden()
+    book.page.evaluate(FRAMES)
+    book.ask_kernel("worker = threading.Thread(target=train, daemon=True); worker.start()")
+    book.page.wait_for_timeout(6000)
+    frames = book.page.evaluate("() => window.ngxEpochs") / 6
+    book.ask_kernel("stop.set(); worker.join()")
+    print(f"live: {frames:.1f} frames/s, P = 3,466")
+    book.screenshot("explorer_live")
+    settle(book)
+    trained = canvas(book)
+    assert trained != first and frames > 3, "a loaded machine is no reason to stand still"
+    knob = book.page.locator(".ngx-time input")
+    last = int(knob.get_attribute("max"))
+    knob.fill("0")
+    book.page.wait_for_function("() => document.querySelector('.natgrad-explorer').dataset.time === 'start'")
+    settle(book)
+    assert canvas(book) == first, "the first moment as it was"
+    knob.fill(str(last))
+    settle(book)
+    assert canvas(book) == trained
+    assert_clean(book)

@@ -5,6 +5,7 @@ const LEFT = 92; // room for labels
 const TOP = 40;
 const SMALLEST_CELL = 2; // pixels
 const KEPT_BYTES = 2 ** 27;
+const QUIET = 400; // ms
 const AGAIN = 4000; // ms after which what did not come is asked for again
 
 const SCALES = {
@@ -74,6 +75,9 @@ function createViewer(root, about, tables, host) {
   let [held, version, queued, size, cursor, asked, askedAt, painted] = [0, 0, false, 0, null, "", 0, 0];
   let limits = about.limits[state.source];
   let mapAsked = "";
+  let complete = -1;
+  let quietUntil = 0;
+  let visible = 0; // tiles of the view
   about.epoch ??= 0;
 
   const scale = () => SCALES[state.scale];
@@ -167,8 +171,10 @@ function createViewer(root, about, tables, host) {
   function paintLevel(level, target, table) {
     const [rows, columns] = [places("row", level), places("column", level)];
     const missing = [];
+    visible = 0;
     for (const down of runs(rows)) {
       for (const across of runs(columns)) {
+        visible++;
         const tile = touch(keyOf(level, down.tile, across.tile));
         if (tile?.epoch !== about.epoch) missing.push([down.tile, across.tile]); // an old one serves until the new one comes
         if (!tile) continue;
@@ -200,6 +206,11 @@ function createViewer(root, about, tables, host) {
     pixels.dataset.level = level;
     pixels.dataset.missing = missing.length;
     pixels.dataset.drawn = ++painted;
+    if (!missing.length && complete !== about.epoch) {
+      complete = about.epoch; // every tile of this matrix that the view needs is on screen
+      root.dataset.frames = complete;
+      host.painted?.(complete);
+    }
     ask(level, missing);
     rule(level);
     drawMap();
@@ -210,10 +221,12 @@ function createViewer(root, about, tables, host) {
     const text = missing.length ? `${keyOf(level, "", "")}${missing.join(";")}` : "";
     const old = performance.now() - askedAt > AGAIN;
     if (!missing.length || (text === asked && !old)) return;
+    const quiet = quietUntil - performance.now(); // with a new matrix the tiles of this view come unasked
+    if (quiet > 0) return void setTimeout(redraw, quiet + 10);
     [asked, askedAt] = [text, performance.now()];
     const middle = ["row", "column"].map((axis) => space.cellAt(level, clamp(Math.floor(state[axis]), 0, about.dim - 1)) / about.tile - 0.5);
     const far = ([i, j]) => (i - middle[0]) ** 2 + (j - middle[1]) ** 2;
-    host.request(state.source, reduceAt(level), level, missing.sort((a, b) => far(a) - far(b)));
+    host.request(state.source, reduceAt(level), level, missing.sort((a, b) => far(a) - far(b)), visible === missing.length);
     setTimeout(redraw, AGAIN + 50);
   }
 
@@ -552,6 +565,7 @@ function createViewer(root, about, tables, host) {
     renew(epoch, newLimits) {
       Object.assign(about, { epoch, limits: newLimits });
       [asked, mapAsked] = ["", ""];
+      quietUntil = performance.now() + QUIET;
       recolour();
     },
     show(given) {

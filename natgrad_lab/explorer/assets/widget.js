@@ -23,7 +23,9 @@ export default {
       const bytes = (buffer) => new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
       const tables = Object.fromEntries(message.colours.map((name, k) => [name, colourTable(bytes(buffers[k]))]));
       viewer = createViewer(root, { ...message.about, epoch }, tables, {
-        request: (source, reduce, level, tiles) => send({ type: "tiles", number: ++number, epoch, source, reduce, level, tiles }),
+        request: (source, reduce, level, tiles, all) =>
+          send({ type: "tiles", number: ++number, epoch, source, reduce, level, tiles, all }),
+        painted: (which) => send({ type: "painted", epoch: which }),
         moved(state) {
           clearTimeout(saving);
           saving = setTimeout(() => {
@@ -38,12 +40,14 @@ export default {
 
     const kinds = {
       about: begin,
-      tile(message, [buffer]) {
+      tiles(message, buffers) {
         if (!viewer || message.epoch !== epoch) return;
-        const bytes = buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength); // aligned for floats
-        const { source, reduce, level, row, column, rows, columns } = message;
-        viewer.receive(source, reduce, level, row, column, rows, columns, new Float32Array(bytes));
-        root.dataset.tiles = Number(root.dataset.tiles || 0) + 1;
+        message.tiles.forEach(({ source, reduce, level, row, column, rows, columns }, k) => {
+          const [buffer, start] = [buffers[k].buffer, buffers[k].byteOffset];
+          const bytes = buffer.slice(start, start + buffers[k].byteLength); // aligned for floats
+          viewer.receive(source, reduce, level, row, column, rows, columns, new Float32Array(bytes));
+        });
+        root.dataset.tiles = Number(root.dataset.tiles || 0) + message.tiles.length;
       },
       problem: (message) => viewer?.complain(message.text),
       state: (message) => viewer?.show(message.state),
