@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import re
 from importlib.resources import files
 
 import numpy as np
@@ -39,12 +40,11 @@ def page(seen: Explorer, title: str, cells: int = KEPT_CELLS) -> str:
         f"{seen.layout.dim:,} parameters in {len(seen.layout.layers)} layers, {seen.sources['exact'].gram.num_rows:,} rows "
         f"of scores; exact at every level. This page keeps the levels down to {kept}. {TILE} x {TILE} cells a tile."
     )
-    parts = {"css": asset("explorer.css"), "title": html.escape(title), "facts": html.escape(facts), "data": safe_json(data)}
-    text = asset("page.html")
-    for name, part in {**parts, "js": asset("geometry.js", "viewer.js", "page.js")}.items():
-        before, after = text.split("{{" + name + "}}")
-        text = before + part + after
-    return text
+    parts = {
+        "css": asset("explorer.css"), "title": html.escape(title), "facts": html.escape(facts), "data": safe_json(data),
+        "js": asset("geometry.js", "viewer.js", "page.js"),
+    }  # fmt: skip
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], asset("page.html"))  # once: parts may hold braces
 
 
 def asset(*names: str) -> str:
