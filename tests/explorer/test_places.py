@@ -106,6 +106,13 @@ def test_levels_are_nested_and_cells_keep_to_units_and_layers(layout):
             assert edges[cell] <= index < edges[cell + 1]
 
 
+def test_groups_of_units_are_nested_at_all_levels():
+    pyramid = Pyramid(ParameterLayout(mlp((4, 40, 23))))  # 40 units of 5, 23 of 41
+    for level in range(12):
+        assert set(pyramid.edges(level + 1)) <= set(pyramid.edges(level))
+    assert np.diff(pyramid.edges(5))[:6].tolist() == [20] * 6, "32 hold 6 units of 5: 4 of them to a cell"
+
+
 def test_level_for_a_span():
     layout = ParameterLayout(mlp((784, 512, 256, 10)))
     pyramid = Pyramid(layout)
