@@ -9,11 +9,12 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "cli", "comparison", "datasets", "deep_linear", "derivatives", "errors", "experiments", "fisher", "likelihoods",
-    "linalg", "metrics", "models", "optimizers", "parameters", "plots", "reproduce", "roots", "structures", "widgets",
+    "cli", "comparison", "datasets", "deep_linear", "derivatives", "errors", "experiments", "explorer", "fisher",
+    "likelihoods", "linalg", "metrics", "models", "optimizers", "parameters", "plots", "reproduce", "roots", "structures",
+    "widgets",
 )  # fmt: skip
-_NAMES = {"ParameterLayout": "parameters", "compare": "comparison", "stop_all": "widgets"}
-__all__ = ["ParameterLayout", "compare", "stop_all", *_ROOMS]
+_NAMES = {"ParameterLayout": "parameters", "compare": "comparison", "explore": "widgets", "stop_all": "widgets"}
+__all__ = ["ParameterLayout", "compare", "explore", "stop_all", *_ROOMS]
 
 
 def __getattr__(name: str):

@@ -11,14 +11,15 @@ PACKAGE = Path(__file__).parent.parent / "natgrad_lab"
 # Top to bottom: a room may import those above it.
 ROOMS = [
     "environment", "errors", "names", "shapes", "progress", "linalg", "structures", "roots", "distributed", "likelihoods",
-    "models", "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear", "optimizers", "metrics", "validation",
-    "experiments", "plots", "comparison", "reproduce", "widgets", "notebooks", "jupyter", "suite", "bench", "doctor", "cli",
-    "bootstrap", "__main__",
+    "models", "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear", "optimizers", "metrics",
+    "validation", "experiments", "plots", "explorer", "comparison", "reproduce", "widgets", "notebooks", "jupyter", "suite",
+    "bench", "doctor", "cli", "bootstrap", "__main__",
 ]  # fmt: skip
 CORE = ROOMS[ROOMS.index("errors") : ROOMS.index("plots")]
 OUTSIDE = {  # room or file -> what else it may import; rooms not named here may import anything installed
     **{room: {"torch", "numpy"} for room in CORE},
     "errors": set(),
+    "explorer": {"torch", "numpy"},
     "environment": set(),
     "bootstrap": set(),
     "__main__": set(),

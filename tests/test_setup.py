@@ -144,7 +144,8 @@ def test_the_wheel_carries_data_scripts_and_settings(tmp_path):
     code = "import natgrad_lab as ng; d = ng.datasets.digits(); print(len(d), ng.datasets.__file__)"
     environ = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert done.stdout.split() == ["1797", str(tmp_path / "installed" / "natgrad_lab" / "datasets" / "__init__.py")], done.stderr
+    where = tmp_path / "installed" / "natgrad_lab" / "datasets" / "__init__.py"
+    assert done.stdout.split() == ["1797", str(where)], done.stderr
 
 
 @pytest.mark.parametrize("name", ["__init__", "__main__", "bootstrap", "environment"])

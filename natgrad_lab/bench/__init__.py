@@ -7,6 +7,7 @@ rounds of its time divided by the yardstick's time in that round. Results are pl
 from collections.abc import Callable
 
 from natgrad_lab.bench.exact import autoencoder, factors, natural, overview, slider, spectrum
+from natgrad_lab.bench.explorer import tour
 from natgrad_lab.bench.steps import conventions, convolution, dense, step
 from natgrad_lab.bench.timing import BenchRow, BenchTable, interleaved
 
@@ -20,6 +21,7 @@ BENCHES: dict[str, Callable[..., BenchTable]] = {
     "overview": overview,
     "factors": factors,
     "slider": slider,
+    "explorer": tour,
     "conventions": conventions,
 }
 

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from natgrad_lab import __version__
 from natgrad_lab.cli.compare import compare
 from natgrad_lab.cli.data import data
+from natgrad_lab.cli.heatmap import heatmap
 from natgrad_lab.cli.reproduce import reproduce
 from natgrad_lab.environment import checkout
 
@@ -151,7 +152,7 @@ def bench(
     what: Annotated[
         str,
         typer.Argument(
-            help="dense, step, convolution, natural, autoencoder, spectrum, overview, factors, slider or conventions."
+            help="dense, step, convolution, natural, autoencoder, spectrum, overview, factors, slider, explorer or conventions."
         ),
     ],
     sizes: Annotated[str | None, typer.Option(help="Widths, as 784,512,256,10; 64,32,32,10 if not given.")] = None,
@@ -216,4 +217,5 @@ def run(
 
 app.command()(compare)
 app.command()(data)
+app.command()(heatmap)
 app.command()(reproduce)

@@ -8,7 +8,8 @@ from importlib import import_module
 _NAMES = {
     "Frame": "controller", "LiveRun": "controller", "stop_all": "registry", "running": "registry",
     "HeatmapCanvas": "heatmap", "PlotView": "curves", "TrainingPanel": "panel", "live": "panel",
-    "TrainingProblem": "training", "compute": "state",
+    "TrainingProblem": "training", "compute": "state", "FisherExplorer": "explorer", "explore": "explorer",
+    "LiveExplorer": "explorer_live",
 }  # fmt: skip
 __all__ = list(_NAMES)
 

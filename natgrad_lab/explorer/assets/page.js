@@ -1,0 +1,40 @@
+// The page without a kernel: tiles are in the page, the upper half of each level; the rest is their mirror image.
+const opened = location.hash.slice(1); // before the viewer writes its own
+const given = JSON.parse(document.getElementById("data").textContent);
+const bytesOfText = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const tables = Object.fromEntries(Object.entries(given.colours).map(([name, text]) => [name, colourTable(bytesOfText(text))]));
+
+function kept(source, reduce, level, i, j) {
+  const [up, down] = [Math.min(i, j), Math.max(i, j)];
+  const text = given.tiles[source]?.[reduce]?.[level]?.[`${up},${down}`];
+  if (text === undefined) return null;
+  const [rows, columns] = [up, down].map((n) => Math.min(given.about.tile, given.counts[level] - n * given.about.tile));
+  const values = new Float32Array(bytesOfText(text).buffer);
+  if (i <= j) return { rows, columns, values };
+  const turned = new Float32Array(values.length);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) turned[c * rows + r] = values[r * columns + c];
+  return { rows: columns, columns: rows, values: turned };
+}
+
+const viewer = createViewer(document.getElementById("viewer"), given.about, tables, {
+  request(source, reduce, level, wanted) {
+    // After this frame, as a kernel would: the viewer is not drawn while it draws.
+    setTimeout(() => {
+      for (const [i, j] of wanted) {
+        const tile = kept(source, reduce, level, i, j);
+        if (tile) viewer.receive(source, reduce, level, i, j, tile.rows, tile.columns, tile.values);
+      }
+    });
+  },
+  moved({ row, column, span, source, scale }) {
+    const words = new URLSearchParams({ row: row.toFixed(1), column: column.toFixed(1), span: span.toFixed(1), source, scale });
+    history.replaceState(null, "", `#${words}`);
+  },
+});
+window.natgradViewer = viewer;
+if (opened) restore();
+function restore() {
+  const words = new URLSearchParams(opened);
+  const numbers = ["row", "column", "span"].filter((name) => words.has(name)).map((name) => [name, Number(words.get(name))]);
+  viewer.show({ ...Object.fromEntries(numbers), source: words.get("source"), scale: words.get("scale") });
+}
