@@ -119,3 +119,11 @@ def test_the_command_refuses(files, capsys):
     ):
         code, _, err = natgrad(capsys, "heatmap", *options, *more)
         assert code == 2 and complaint in err, err
+
+
+def test_without_a_model_it_shows_the_digits(files, capsys):
+    code, out, _ = natgrad(capsys, "heatmap", "--out", files / "page.html", "--cells", 64, "--examples", 20)
+    assert code == 0 and "1,930 parameters" in out
+    assert "64-20-20-10 network on 20 examples of digits" in (files / "page.html").read_text()
+    code, _, err = natgrad(capsys, "heatmap", "--data", files / "my.npz")
+    assert code == 2 and "both --model and --data, or neither" in err
