@@ -134,7 +134,7 @@ class Pieces:
     @property
     def seconds(self) -> float:
         """Of all pieces in the folder, also of those inside pieces that were read whole."""
-        return sum(json.loads(path.read_text())["seconds"] for path in self.folder.glob("*.json"))
+        return float(sum(json.loads(path.read_text())["seconds"] for path in self.folder.glob("*.json")))
 
 
 def machine(device: torch.device) -> dict:

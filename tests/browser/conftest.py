@@ -36,6 +36,13 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
+def artifacts():
+    """The folder of screenshots."""
+    ARTIFACTS.mkdir(exist_ok=True)
+    return ARTIFACTS
+
+
+@pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     """(address with token, folder): JupyterLab as `make lab` sets it up, with settings and data of its own."""
     home = tmp_path_factory.mktemp("jupyter")

@@ -18,9 +18,7 @@ def seen():
 
 
 @pytest.mark.parametrize("width", [1280, 800, 420])
-def test_zoom_to_entries_names_and_the_same_view_again(seen, chromium, tmp_path, width):
-    from conftest import ARTIFACTS
-
+def test_zoom_to_entries_names_and_the_same_view_again(seen, chromium, tmp_path, artifacts, width):
     (tmp_path / "page.html").write_text(page(seen, "Exact Fisher of a test"), encoding="utf-8")
     tab = chromium.new_page(viewport={"width": width, "height": 900})
     complaints = []
@@ -28,8 +26,7 @@ def test_zoom_to_entries_names_and_the_same_view_again(seen, chromium, tmp_path,
     tab.on("pageerror", lambda error: complaints.append(str(error)))
     tab.goto(f"file://{tmp_path / 'page.html'}")
     tab.wait_for_function("() => document.querySelector('.ngx-pixels').dataset.missing === '0'")
-    ARTIFACTS.mkdir(exist_ok=True)
-    tab.screenshot(path=str(ARTIFACTS / f"heatmap_page_{width}.png"))
+    tab.screenshot(path=str(artifacts / f"heatmap_page_{width}.png"))
     assert tab.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     dense = seen.sources["exact"].entries(slice(0, seen.layout.dim), slice(0, seen.layout.dim))
     for row, column in ((0, 0), (400, 3), (3, 400), (seen.layout.dim - 1, 200), (129, 64)):
