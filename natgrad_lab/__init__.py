@@ -9,7 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "cli", "comparison", "datasets", "deep_linear", "derivatives", "errors", "experiments", "explorer", "fisher",
+    "cli", "comparison", "course", "datasets", "deep_linear", "derivatives", "errors", "experiments", "explorer", "fisher",
     "likelihoods", "linalg", "metrics", "models", "optimizers", "parameters", "plots", "reproduce", "roots", "structures",
     "widgets",
 )  # fmt: skip

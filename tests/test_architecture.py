@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "natgrad_lab"
 ROOMS = [
     "environment", "errors", "names", "shapes", "progress", "linalg", "structures", "roots", "distributed", "likelihoods",
     "models", "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear", "optimizers", "metrics",
-    "validation", "experiments", "plots", "explorer", "comparison", "reproduce", "widgets", "notebooks", "jupyter", "suite",
+    "validation", "experiments", "plots", "explorer", "comparison", "reproduce", "course", "widgets", "notebooks", "classroom", "jupyter", "suite",
     "bench", "doctor", "cli", "bootstrap", "__main__",
 ]  # fmt: skip
 CORE = ROOMS[ROOMS.index("errors") : ROOMS.index("plots")]

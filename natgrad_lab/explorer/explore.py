@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from natgrad_lab.explorer.cells import add_up
 from natgrad_lab.explorer.difference import Difference
 from natgrad_lab.explorer.exact import ExactFisher
 from natgrad_lab.explorer.places import describe, find
@@ -25,6 +26,7 @@ from natgrad_lab.structures import Gram, StructuredMatrix
 
 MEMORY_BUDGET = int(1.5 * 2**30)  # bytes that all of an explorer's matrices, tables and tiles may take
 _FIRST_CELLS = 256  # cells a side of the first picture
+_POOLED_CELLS = 512  # cells a side of a picture that is kept for those of coarser levels
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Explorer:
             )
         self.store = TileStore(max(2**24, memory_budget - held - tables))
         self._computing = threading.Lock()
+        self._finest: dict[tuple[str, str], tuple[int, Tensor]] = {}
 
     def tile(self, source: str, level: int, row: int, column: int, reduce: str = "rms") -> np.ndarray:
         """Tile (row, column) of a level, float32, C-contiguous; ragged at the last row and column.
@@ -132,13 +135,27 @@ class Explorer:
         tiles = [[self.store.get((source, level, i, j, reduce)) for j in range(count)] for i in range(count)]
         if all(tile is not None for row in tiles for tile in row):
             return np.block(tiles)
-        edges = self.pyramid.edges(level)
         with self._computing:
-            picture = _plain(self.sources[source].tile(edges, edges, reduce))
+            picture = _plain(self._cells(source, level, reduce))
         for i, j in np.ndindex(count, count):
             part = picture[i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE]
             self.store.put((source, level, i, j, reduce), np.ascontiguousarray(part))
         return picture
+
+    def _cells(self, source: str, level: int, reduce: str) -> Tensor:
+        """All cells of a level: added up from the finest level that was made as a whole, for levels are nested."""
+        edges, finest = self.pyramid.edges(level), self._finest.get((source, "rms" if reduce == "rms" else "mean"))
+        if level and finest is not None and finest[0] <= level:
+            fine = self.pyramid.edges(finest[0])
+            total = add_up(finest[1], (fine, fine), (edges, edges)) / torch.from_numpy(np.outer(*2 * (np.diff(edges),)))
+            return total.sqrt() if reduce == "rms" else total
+        cells = self.sources[source].tile(edges, edges, reduce)
+        if len(cells) <= _POOLED_CELLS:
+            wide = cells.double().cpu()
+            area = torch.from_numpy(np.outer(*2 * (np.diff(edges),)))
+            for how in ("rms", "mean") if level == 0 else (reduce,):
+                self._finest[source, how] = level, (wide.square() if how == "rms" else wide) * area
+        return cells
 
     def limits(self, source: str = "exact") -> tuple[float, float]:
         """(low, high) of magnitudes for a map of colours, the same at all levels, from the whole matrix.

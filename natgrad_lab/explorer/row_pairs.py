@@ -139,7 +139,7 @@ def _packed_grams(inputs: Tensor, spans: list, i: Tensor, j: Tensor) -> Tensor:
 
 
 def _by_span(left: KhatriRaoRows, right: KhatriRaoRows, one: _Pieces, two: _Pieces) -> Tensor:
-    N = len(left.inputs)
+    N, mirrored = len(left.inputs), left is right and np.array_equal(one.edges, two.edges)
     out = left.inputs.new_empty(len(one.units), len(two.units))
     step = max(1, _WORKSPACE // (N * (two.last - two.first)))
     grams = [
@@ -152,11 +152,13 @@ def _by_span(left: KhatriRaoRows, right: KhatriRaoRows, one: _Pieces, two: _Piec
         for a in np.unique(one.kinds[inside]):
             own = np.flatnonzero(inside & (one.kinds == a))
             chosen = _take(weights, one.units[own] - first, 1)
-            for b in range(len(two.spans)):
+            for b in range(a if mirrored else 0, len(two.spans)):
                 others = np.flatnonzero(two.kinds == b)
                 m = _take(chosen, two.units[others] - two.first, 2).reshape(N, -1)
                 values = (((grams[0][a] * grams[1][b]) @ m) * m).sum(0).view(len(own), len(others))
                 out[_index(own)[:, None], _index(others)] = values
+                if mirrored and b > a:
+                    out[_index(others)[:, None], _index(own)] = values.mT
     return out
 
 

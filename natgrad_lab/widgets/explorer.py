@@ -1,6 +1,7 @@
 """The Fisher explorer in a notebook: the page asks for tiles, a worker computes them, newest question first."""
 
 import threading
+import time
 from collections.abc import Iterable
 
 import anywidget
@@ -17,6 +18,7 @@ from natgrad_lab.widgets.png import png
 
 _BATCH = 4  # tiles taken on before the questions are looked at again
 _TOGETHER = 36  # tiles of a level that is computed as a whole when most of it is asked for
+_STEADY = 1.0  # seconds for which the limits of colours stay
 _TABLES = ("sequential", "diverging")
 
 
@@ -54,9 +56,10 @@ class FisherExplorer(anywidget.AnyWidget):
             raise ValueError("show needs an Explorer of the same layers and matrices; open another with ng.explore(...).")
         with self._ready:
             self._seen, self._epoch = seen, self._epoch + 1
-            self._wanted = {view: list(self._shown.get(view, [])) for view in self._wanted}
+            self._wanted = {view: [] for view in self._wanted}
             if self._wanted:
-                self._want_greeting()
+                self._renewed = True
+                self._wake()
 
     def jump(self, text: str) -> None:
         """Go to a place, as "W2[3,5] x W1[0,2]". Raises: ValueError if there is none."""
@@ -96,7 +99,7 @@ class FisherExplorer(anywidget.AnyWidget):
         self._greet = True
         self._wake()
 
-    _greet = False
+    _greet = _renewed = False
 
     def _wake(self) -> None:
         if self._worker is None or not self._worker.is_alive():
@@ -107,19 +110,23 @@ class FisherExplorer(anywidget.AnyWidget):
     def _work(self) -> None:
         while True:
             with self._ready:
-                while not self._closed and not self._greet and not any(self._wanted.values()):
+                while not self._closed and not self._greet and not self._renewed and not any(self._wanted.values()):
                     self._ready.wait()
                 if self._closed:
                     return
-                seen, epoch, greet, self._greet = self._seen, self._epoch, self._greet, False
-                asked = None if greet else next(tiles for tiles in self._wanted.values() if tiles)
-                together = not greet and self._is_most_of_a_level(seen, asked)
-                count = 0 if greet else len(asked) if together else min(_BATCH, len(asked))
+                seen, epoch = self._seen, self._epoch
+                greet, renewed, self._greet, self._renewed = self._greet, self._renewed, False, False
+                asked = None if greet or renewed else next(tiles for tiles in self._wanted.values() if tiles)
+                together = bool(asked) and self._is_most_of_a_level(seen, asked)
+                count = 0 if not asked else len(asked) if together else min(_BATCH, len(asked))
                 batch = [asked.pop(0) for _ in range(count)]
+                shown = {view: list(self._shown.get(view, [])) for view in self._wanted} if renewed else {}
             try:
                 if greet:
                     self._send_greeting(seen, epoch)
-                else:
+                if renewed:
+                    self._send_frame(seen, epoch, shown)
+                elif asked is not None:
                     if together:
                         seen.picture(batch[0][0], batch[0][1], batch[0][2])
                     self._send_tiles(seen, epoch, batch)
@@ -139,18 +146,63 @@ class FisherExplorer(anywidget.AnyWidget):
         tables = [colour_table(name).tobytes() for name in _TABLES]
         self._to_page({"type": "about", "about": about, "epoch": epoch, "colours": _TABLES}, tables)
 
-    def _send_tiles(self, seen: Explorer, epoch: int, batch: list[tuple]) -> None:
-        """Send one message for a few tiles that are there already, else one for each."""
+    def _send_frame(self, seen: Explorer, epoch: int, shown: dict[str, list[tuple]]) -> None:
+        """Another matrix in the same view: its limits, the tiles that a page shows and those of its map, in one message.
+
+        Where a view is not most of a level, its tiles follow one by one.
+        """
+        tiles: list[tuple] = []
+        for view, asked in shown.items():
+            if asked and self._is_most_of_a_level(seen, asked):
+                source, level, reduce = asked[0][:3]
+                seen.picture(source, level, reduce)
+                last = seen.pyramid.num_levels - 1
+                coarse = {"entries": "rms"}.get(reduce, reduce)
+                seen.picture(source, last, coarse)
+                count = range(seen.pyramid.num_tiles(last))
+                tiles += [*asked, *((source, last, coarse, i, j) for i in count for j in count)]
+            elif asked:
+                with self._ready:
+                    if epoch == self._epoch:
+                        self._wanted[view] = asked
+        headers, buffers = self._packed(seen, dict.fromkeys(tiles))
+        limits = self._limits_now(seen, {each[0] for each in tiles})
+        self._to_page({"type": "frame", "epoch": epoch, "limits": limits, "tiles": headers}, buffers)
+
+    _limits, _limited = None, -_STEADY
+
+    def _limits_now(self, seen: Explorer, shown: set[str]) -> dict:
+        """The limits of colours, those of the matrices shown at most once a second: colours that flicker tell nothing."""
+        now = time.monotonic()
+        if self._limits is None or now - self._limited >= _STEADY:
+            names = shown & set(self._limits or ()) or set(seen.sources)
+            self._limits = (self._limits or {}) | {name: seen.limits(name) for name in names}
+            self._limited = now
+        return self._limits
+
+    @staticmethod
+    def _packed(seen: Explorer, tiles: Iterable[tuple]) -> tuple[list[dict], list[bytes]]:
         headers, buffers = [], []
-        for source, level, reduce, row, column in batch:
-            ready = seen.is_ready(source, level, row, column, reduce)
-            if not ready and headers:
-                self._to_page({"type": "tiles", "epoch": epoch, "tiles": headers}, buffers)
-                headers, buffers = [], []
+        for source, level, reduce, row, column in tiles:
             tile = seen.tile(source, level, row, column, reduce)
             place = {"source": source, "reduce": reduce, "level": level, "row": row, "column": column}
             headers.append({**place, "rows": tile.shape[0], "columns": tile.shape[1]})
             buffers.append(tile.tobytes())
+        return headers, buffers
+
+    def _send_tiles(self, seen: Explorer, epoch: int, batch: list[tuple]) -> None:
+        """Send one message for a few tiles that are there already, else one for each."""
+        group: list[tuple] = []
+        for source, level, reduce, row, column in batch:
+            if group and not seen.is_ready(source, level, row, column, reduce):
+                self._send_group(seen, epoch, group)
+                group = []
+            group.append((source, level, reduce, row, column))
+            seen.tile(source, level, row, column, reduce)
+        self._send_group(seen, epoch, group)
+
+    def _send_group(self, seen: Explorer, epoch: int, group: list[tuple]) -> None:
+        headers, buffers = self._packed(seen, group)
         self._to_page({"type": "tiles", "epoch": epoch, "tiles": headers}, buffers)
 
     def _to_page(self, header: dict, buffers: list | None = None) -> None:

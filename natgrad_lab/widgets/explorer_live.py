@@ -133,8 +133,8 @@ class LiveExplorer(FisherExplorer):
             self._tell_time()
 
     def _is_behind(self) -> bool:
-        """Whether some page still paints an earlier matrix than the one shown."""
-        return self._follows and bool(self._wanted) and self._painted < self._epoch
+        """Whether some page has two matrices still to paint: one is made while the other is on its way."""
+        return self._follows and bool(self._wanted) and self._painted < self._epoch - 1
 
     def _answer(self, kind: str, message: dict) -> None:
         if kind == "painted":

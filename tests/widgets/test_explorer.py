@@ -176,7 +176,7 @@ def test_follows_the_training_at_its_pace(page, training, inputs):
     move(model)
     clock.now = 4.0
     assert view.update("step 2")
-    wait_for(lambda: newest(page, view)["epoch"] == 2)
+    wait_for(lambda: page.sent(view, "frame") and newest(page, view, "frame")["epoch"] == 2)
     ask(page, view, [[0, 0]], epoch=1)
     ask(page, view, [[0, 0]], epoch=2)
     wait_for(lambda: tiles_of(page, view))
@@ -190,15 +190,17 @@ def test_waits_for_the_page_but_not_for_ever(page, training):
     model, view, clock = training
     page.ready(view)
     clock.now = 1.5
+    assert view.update("step 1"), "one is made while the other is painted"
+    clock.now = 3.0
     assert not view.update("the first is not painted"), "frames that replace each other unseen help nobody"
     page.tell(view, type="painted", epoch=0)
-    assert view.update("step 1")
-    clock.now = 3.0
+    assert view.update("step 2")
+    clock.now = 4.6
     assert not view.update("not painted")
-    clock.now = 3.6
+    clock.now = 5.1
     assert view.update("a page that vanished")
     page.tell(view, type="gone")
-    clock.now = 4.7
+    clock.now = 6.2
     assert view.update("nobody looks")
 
 

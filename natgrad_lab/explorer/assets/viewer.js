@@ -5,7 +5,6 @@ const LEFT = 92; // room for labels
 const TOP = 40;
 const SMALLEST_CELL = 2; // pixels
 const KEPT_BYTES = 2 ** 27;
-const QUIET = 400; // ms
 const AGAIN = 4000; // ms after which what did not come is asked for again
 
 const SCALES = {
@@ -76,7 +75,6 @@ function createViewer(root, about, tables, host) {
   let limits = about.limits[state.source];
   let mapAsked = "";
   let complete = -1;
-  let quietUntil = 0;
   let visible = 0; // tiles of the view
   about.epoch ??= 0;
 
@@ -221,8 +219,6 @@ function createViewer(root, about, tables, host) {
     const text = missing.length ? `${keyOf(level, "", "")}${missing.join(";")}` : "";
     const old = performance.now() - askedAt > AGAIN;
     if (!missing.length || (text === asked && !old)) return;
-    const quiet = quietUntil - performance.now(); // with a new matrix the tiles of this view come unasked
-    if (quiet > 0) return void setTimeout(redraw, quiet + 10);
     [asked, askedAt] = [text, performance.now()];
     const middle = ["row", "column"].map((axis) => space.cellAt(level, clamp(Math.floor(state[axis]), 0, about.dim - 1)) / about.tile - 0.5);
     const far = ([i, j]) => (i - middle[0]) ** 2 + (j - middle[1]) ** 2;
@@ -368,13 +364,23 @@ function createViewer(root, about, tables, host) {
     const table = tables[scale().colours];
     const wanted = new Map();
     const cells = Array.from({ length: map.width }, (_, k) => space.cellAt(level, Math.floor(((k + 0.5) * about.dim) / map.width)));
-    for (let y = 0; y < map.height; y++)
-      for (let x = 0; x < map.width; x++) {
-        const [i, j] = [Math.floor(cells[y] / about.tile), Math.floor(cells[x] / about.tile)];
+    const found = new Map(); // tile -> its values and colours: few, looked up once
+    const tileAt = (i, j) => {
+      const place = i * 4096 + j;
+      if (!found.has(place)) {
         const tile = tiles.get(keyOf(level, i, j));
-        if (tile?.epoch !== about.epoch) wanted.set(`${i},${j}`, [i, j]);
-        if (tile) out[y * map.width + x] = table[bytesOf(tile)[(cells[y] % about.tile) * tile.columns + (cells[x] % about.tile)]];
+        if (tile?.epoch !== about.epoch) wanted.set(place, [i, j]);
+        found.set(place, tile && { tile, bytes: bytesOf(tile) });
       }
+      return found.get(place);
+    };
+    for (let y = 0; y < map.height; y++) {
+      const [i, down] = [Math.floor(cells[y] / about.tile), cells[y] % about.tile];
+      for (let x = 0; x < map.width; x++) {
+        const one = tileAt(i, Math.floor(cells[x] / about.tile));
+        if (one) out[y * map.width + x] = table[one.bytes[down * one.tile.columns + (cells[x] % about.tile)]];
+      }
+    }
     pen.putImageData(target, 0, 0);
     const room = map.width / about.dim;
     pen.strokeStyle = "#ff2d95";
@@ -563,10 +569,15 @@ function createViewer(root, about, tables, host) {
       redraw();
     },
     renew(epoch, newLimits) {
+      const same = JSON.stringify(newLimits) === JSON.stringify(about.limits);
       Object.assign(about, { epoch, limits: newLimits });
       [asked, mapAsked] = ["", ""];
-      quietUntil = performance.now() + QUIET;
-      recolour();
+      if (!same) {
+        limits = about.limits[state.source];
+        version++;
+        legend();
+      }
+      redraw();
     },
     show(given) {
       for (const name of ["row", "column", "span"]) if (Number.isFinite(given[name])) state[name] = given[name];

@@ -38,16 +38,26 @@ export default {
       root.dataset.ready = "1";
     }
 
+    function take(message, buffers) {
+      message.tiles.forEach(({ source, reduce, level, row, column, rows, columns }, k) => {
+        const [buffer, start] = [buffers[k].buffer, buffers[k].byteOffset];
+        const bytes = buffer.slice(start, start + buffers[k].byteLength); // aligned for floats
+        viewer.receive(source, reduce, level, row, column, rows, columns, new Float32Array(bytes));
+      });
+      root.dataset.tiles = Number(root.dataset.tiles || 0) + message.tiles.length;
+    }
+
     const kinds = {
       about: begin,
       tiles(message, buffers) {
         if (!viewer || message.epoch !== epoch) return;
-        message.tiles.forEach(({ source, reduce, level, row, column, rows, columns }, k) => {
-          const [buffer, start] = [buffers[k].buffer, buffers[k].byteOffset];
-          const bytes = buffer.slice(start, start + buffers[k].byteLength); // aligned for floats
-          viewer.receive(source, reduce, level, row, column, rows, columns, new Float32Array(bytes));
-        });
-        root.dataset.tiles = Number(root.dataset.tiles || 0) + message.tiles.length;
+        take(message, buffers);
+      },
+      frame(message, buffers) {
+        if (!viewer || message.epoch < epoch) return;
+        epoch = message.epoch;
+        viewer.renew(epoch, message.limits);
+        take(message, buffers);
       },
       problem: (message) => viewer?.complain(message.text),
       state: (message) => viewer?.show(message.state),

@@ -1,0 +1,1 @@
+"""The interactive figures, one file a lesson; each has a tuple CARDS."""

@@ -1,0 +1,131 @@
+"""Judge an answer: every part on several random instances; one verdict that says what is wrong and where to read."""
+
+import copy
+import hashlib
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from natgrad_lab.course.diagnose import Mistake
+from natgrad_lab.course.exercise import Exercise, Part, find_exercise
+from natgrad_lab.course.mistakes import mistakes
+
+INSTANCES = 3  # random instances of each part
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out: points, and for each part that failed (part, key of the mistake, evidence)."""
+
+    exercise: str
+    name: str
+    points: int
+    out_of: int
+    failed: tuple[tuple[str, str, str], ...]
+    read: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every part holds."""
+        return not self.failed
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"✓ {self.exercise} {self.name}: right, {self.points} of {self.out_of} points."
+        if self.failed[0][1] == "not_written":
+            return f"○ {self.exercise} {self.name}: not written yet ({self.out_of} points)."
+        lines = [f"✗ {self.exercise} {self.name}: {self.points} of {self.out_of} points."]
+        for part, key, evidence in self.failed:
+            words = f"  {part}: {mistakes()[key]}" + (f"\n      {evidence}" if evidence else "")
+            if words not in lines:
+                lines.append(words)
+        return "\n".join([*lines, f"  Read again: {self.read}."])
+
+
+def check(key: str, answer: Callable, *, student_seed: str = "") -> Verdict:
+    """Judge `answer` to exercise `key` and print the verdict. Never raises for a wrong answer, never shows the right one.
+
+    Args:
+        key: "3.1", or the function's name.
+        answer: the student's function.
+        student_seed: draws other instances for other students; the properties are the same.
+    Raises: ValueError if there is no such exercise.
+    """
+    verdict = judge(find_exercise(key), answer, student_seed=student_seed)
+    print(verdict)
+    return verdict
+
+
+def judge(exercise: Exercise, answer: Callable, *, student_seed: str = "") -> Verdict:
+    """The verdict on `answer`, silently; the same arguments give the same verdict."""
+    guarded = _guarded(answer)
+    failed, points = [], 0
+    for part in exercise.parts:
+        mistake = _first_mistake(exercise, part, guarded, student_seed)
+        if mistake is None:
+            points += part.points
+        else:
+            failed.append((part.name, mistake.key, mistake.evidence))
+            if mistake.key == "not_written":
+                break
+    return Verdict(exercise.key, exercise.name, points, exercise.points, tuple(failed), exercise.read)
+
+
+def _first_mistake(exercise: Exercise, part: Part, answer: Callable, student_seed: str) -> Mistake | None:
+    before, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    try:
+        for number in range(INSTANCES):
+            words = f"{exercise.key}/{part.name}/{number}/{student_seed}"
+            seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:6], "big")
+            part.check(answer, torch.Generator().manual_seed(seed))
+        return None
+    except Mistake as mistake:
+        return mistake
+    except Exception as error:  # the property itself could not bear what the answer returned
+        return Mistake("kind", f"{type(error).__name__}: {error}")
+    finally:
+        torch.set_rng_state(before)
+        torch.set_default_dtype(dtype)
+
+
+def _guarded(answer: Callable) -> Callable:
+    """`answer`, refused if it changes its arguments or the global random numbers; its errors become mistakes."""
+
+    def call(*args, **options):
+        kept = copy.deepcopy((args, options))
+        state = torch.get_rng_state()
+        torch.set_default_dtype(torch.float64)
+        try:
+            result = answer(*args, **options)
+        except Mistake:
+            raise
+        except NotImplementedError:
+            raise Mistake("not_written") from None
+        except Exception as error:
+            raise Mistake("raised", _where(error)) from None
+        if not torch.equal(state, torch.get_rng_state()):
+            raise Mistake("global_rng")
+        if not _same((args, options), kept):
+            raise Mistake("changed_input")
+        return result
+
+    return call
+
+
+def _same(now, before) -> bool:
+    if isinstance(before, torch.Tensor):
+        return torch.equal(torch.nan_to_num(now), torch.nan_to_num(before))
+    if isinstance(before, torch.nn.Module):
+        return all(_same(a, b) for a, b in zip(now.state_dict().values(), before.state_dict().values(), strict=True))
+    if isinstance(before, dict):
+        return now.keys() == before.keys() and all(_same(now[key], before[key]) for key in before)
+    if isinstance(before, list | tuple):
+        return len(now) == len(before) and all(_same(a, b) for a, b in zip(now, before, strict=True))
+    return True
+
+
+def _where(error: Exception) -> str:
+    own = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} (line {own.lineno}: {own.line or own.name})"
