@@ -142,6 +142,11 @@ class Explorer:
             self.store.put((source, level, i, j, reduce), np.ascontiguousarray(part))
         return picture
 
+    def has_picture(self, source: str) -> bool:
+        """Whether an overview of root mean squares costs next to nothing, a finer picture being there."""
+        finest = self._finest.get((source, "rms"))
+        return finest is not None and finest[0] <= self.pyramid.level_for(0, self.layout.dim, _FIRST_CELLS)
+
     def _cells(self, source: str, level: int, reduce: str) -> Tensor:
         """All cells of a level: added up from the finest level that was made as a whole, for levels are nested."""
         edges, finest = self.pyramid.edges(level), self._finest.get((source, "rms" if reduce == "rms" else "mean"))

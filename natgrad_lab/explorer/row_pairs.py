@@ -81,6 +81,15 @@ class _Pieces:
         number = {span: i for i, span in enumerate(self.spans)}
         self.kinds = np.array([number[span] for span in spans])
 
+    @property
+    def is_grid(self) -> bool:
+        """Whether every unit is cut alike."""
+        return len(self.units) == (self.last - self.first) * len(self.spans)
+
+    def grams(self, block: KhatriRaoRows) -> Float[Tensor, "s N N"]:
+        """Inner products of the examples' inputs within each range."""
+        return torch.stack([block.inputs[:, start:stop] @ block.inputs[:, start:stop].mT for start, stop in self.spans])
+
 
 def pieces_cost(left: RowBlock, right: RowBlock, rows: np.ndarray, columns: np.ndarray) -> float:
     """Operations of `piece_squares`; infinite where it does not apply."""
@@ -112,7 +121,8 @@ def piece_squares(left: KhatriRaoRows, right: KhatriRaoRows, rows: np.ndarray, c
     """By pieces of units; in products over many units of one pair of ranges, or over many ranges of one pair of units."""
     one, two = _Pieces(left, rows), _Pieces(right, columns)
     by_unit = _by_unit_cost(one, two, len(left.inputs)) < _by_span_cost(one, two, len(left.inputs))
-    values = (_by_unit if by_unit else _by_span)(left, right, one, two)
+    grid = len(left.inputs) * len(one.units) * len(two.units) <= _WORKSPACE and one.is_grid and two.is_grid
+    values = (_by_unit if by_unit else _by_grid if grid else _by_span)(left, right, one, two)
     return add_up(values, (one.edges, two.edges), (rows, columns))
 
 
@@ -138,14 +148,29 @@ def _packed_grams(inputs: Tensor, spans: list, i: Tensor, j: Tensor) -> Tensor:
     return torch.stack([(inputs[:, start:stop] @ inputs[:, start:stop].mT)[i, j] for start, stop in spans])
 
 
+def _by_grid(left: KhatriRaoRows, right: KhatriRaoRows, one: _Pieces, two: _Pieces) -> Tensor:
+    """All pairs of ranges for all pairs of units in a few large products."""
+    mirrored = left is right and np.array_equal(one.edges, two.edges)
+    weights = pair_weights(left, right, range(one.first, one.last), range(two.first, two.last))
+    (_, u, v), m = weights.shape, weights.flatten(1)
+    a, b = np.indices((len(one.spans), len(two.spans))).reshape(2, -1)
+    if mirrored:
+        a, b = a[a <= b], b[a <= b]
+    grams = one.grams(left)
+    products = grams[_index(a)] * (grams if mirrored else two.grams(right))[_index(b)]
+    values = ((products @ m) * m).sum(1).view(-1, u, v)
+    out = values.new_empty(u, len(one.spans), v, len(two.spans))
+    out[:, _index(a), :, _index(b)] = values
+    if mirrored:
+        out[:, _index(b), :, _index(a)] = values.mT
+    return out.reshape(len(one.units), len(two.units))
+
+
 def _by_span(left: KhatriRaoRows, right: KhatriRaoRows, one: _Pieces, two: _Pieces) -> Tensor:
     N, mirrored = len(left.inputs), left is right and np.array_equal(one.edges, two.edges)
     out = left.inputs.new_empty(len(one.units), len(two.units))
     step = max(1, _WORKSPACE // (N * (two.last - two.first)))
-    grams = [
-        [block.inputs[:, start:stop] @ block.inputs[:, start:stop].mT for start, stop in pieces.spans]
-        for block, pieces in ((left, one), (right, two))
-    ]
+    grams = one.grams(left), two.grams(right)
     for first in range(one.first, one.last, step):
         weights = pair_weights(left, right, range(first, min(first + step, one.last)), range(two.first, two.last))
         inside = (one.units >= first) & (one.units < first + step)
@@ -226,8 +251,7 @@ class _CellGrams:
         if self.kind == "pieces":
             self.scores = flat[:, _index(pieces.units).to(block.device)].mT.unsqueeze(2)  # (cells, R, 1)
             self.kinds = _index(pieces.kinds).to(block.device)
-            grams = [block.inputs[:, a:b] @ block.inputs[:, a:b].mT for a, b in pieces.spans]
-            self.grams = torch.stack(grams)
+            self.grams = pieces.grams(block)
             return
         parts = [flat[:, a // width : b // width] for a, b in self.cells]
         most = max(part.shape[1] for part in parts)

@@ -18,7 +18,7 @@ from natgrad_lab.widgets.png import png
 
 _BATCH = 4  # tiles taken on before the questions are looked at again
 _TOGETHER = 36  # tiles of a level that is computed as a whole when most of it is asked for
-_STEADY = 1.0  # seconds for which the limits of colours stay
+_STEADY = 1.0  # seconds for which dear limits of colours stay
 _TABLES = ("sequential", "diverging")
 
 
@@ -100,6 +100,7 @@ class FisherExplorer(anywidget.AnyWidget):
         self._wake()
 
     _greet = _renewed = False
+    _framed = -1  # the newest matrix of which a frame was sent
 
     def _wake(self) -> None:
         if self._worker is None or not self._worker.is_alive():
@@ -168,16 +169,18 @@ class FisherExplorer(anywidget.AnyWidget):
         headers, buffers = self._packed(seen, dict.fromkeys(tiles))
         limits = self._limits_now(seen, {each[0] for each in tiles})
         self._to_page({"type": "frame", "epoch": epoch, "limits": limits, "tiles": headers}, buffers)
+        with self._ready:
+            self._framed = epoch
+            self._ready.notify_all()
 
     _limits, _limited = None, -_STEADY
 
     def _limits_now(self, seen: Explorer, shown: set[str]) -> dict:
-        """The limits of colours, those of the matrices shown at most once a second: colours that flicker tell nothing."""
-        now = time.monotonic()
-        if self._limits is None or now - self._limited >= _STEADY:
-            names = shown & set(self._limits or ()) or set(seen.sources)
+        """The limits of colours of the matrices shown; where they need a picture of their own, at most once a second."""
+        names = shown & set(self._limits or ()) or set(seen.sources)
+        if self._limits is None or time.monotonic() - self._limited >= _STEADY or all(map(seen.has_picture, names)):
             self._limits = (self._limits or {}) | {name: seen.limits(name) for name in names}
-            self._limited = now
+            self._limited = time.monotonic()
         return self._limits
 
     @staticmethod

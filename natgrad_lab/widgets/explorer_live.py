@@ -18,6 +18,7 @@ from natgrad_lab.structures import Gram
 from natgrad_lab.widgets.explorer import FisherExplorer
 
 _PATIENCE = 2.0  # seconds to wait for a page that does not answer
+_YIELD = 0.1  # seconds, at most, that the training waits for a frame: two threads at once take longer than one by one
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class LiveExplorer(FisherExplorer):
                 if self._follows:
                     self._at = len(self._past.all()) - 1
                     self.show(self._open(snapshot))
+                    self._ready.wait_for(lambda: self._framed >= self._epoch or not self._wanted, _YIELD)
                 self._tell_time()
             self._looked = self._clock()
         return True

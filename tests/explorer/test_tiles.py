@@ -137,6 +137,19 @@ def test_every_route_alone(network, route, fisher_type, monkeypatch):
                     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-13 * float(dense.square().sum()))
 
 
+def test_every_unit_cut_alike(monkeypatch):
+    gram = gram_fisher(*(lambda m, x: (m, Categorical(), x))(*NETWORKS["wide enough to contract over classes"]()))
+    for left, right in ((0, 0), (0, 1), (1, 1)):
+        left, right = gram.blocks[left], gram.blocks[right]
+        dense = (left.to_dense().T @ right.to_dense()).numpy()
+        edges = [np.sort(np.concatenate([np.arange(0, n + 1, w), np.arange(3, n, w)])) for n, w in
+                 ((block.shape[1], row_pairs.width_of(block)) for block in (left, right))]  # fmt: skip
+        expected = by_loops(dense, *edges, "rms") ** 2 * np.outer(*map(np.diff, edges))
+        one, two = row_pairs._Pieces(left, edges[0]), row_pairs._Pieces(right, edges[1])
+        assert one.is_grid and two.is_grid
+        np.testing.assert_allclose(row_pairs._by_grid(left, right, one, two), expected, rtol=1e-10, atol=1e-16)
+
+
 @pytest.mark.parametrize("mode", ["_by_unit", "_by_span"])
 def test_both_orders_of_pieces(mode, monkeypatch):
     model, inputs = NETWORKS["wide enough to contract over classes"]()

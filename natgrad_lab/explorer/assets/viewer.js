@@ -74,6 +74,7 @@ function createViewer(root, about, tables, host) {
   let [held, version, queued, size, cursor, asked, askedAt, painted] = [0, 0, false, 0, null, "", 0, 0];
   let limits = about.limits[state.source];
   let mapAsked = "";
+  let ruled = "";
   let complete = -1;
   let visible = 0; // tiles of the view
   about.epoch ??= 0;
@@ -241,6 +242,10 @@ function createViewer(root, about, tables, host) {
   }
 
   function rule(level) {
+    const numbered = level === 0 && size / state.span >= 44; // the numbers change with the matrix, the rest does not
+    const drawn = JSON.stringify([level, state, size, cursor, overlay.width, numbered && painted, getComputedStyle(root).color]);
+    if (drawn === ruled) return;
+    ruled = drawn;
     const ratio = overlay.width / (size + LEFT);
     const pen = overlay.getContext("2d");
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -275,7 +280,7 @@ function createViewer(root, about, tables, host) {
       }
       label(pen, axis, low, high, room, at);
     }
-    if (level === 0 && room >= 44) numbers(pen, room, at);
+    if (numbered) numbers(pen, room, at);
     if (cursor) {
       const box = ["row", "column"].map((axis) => {
         const cell = space.cellAt(level, cursor[axis]);
