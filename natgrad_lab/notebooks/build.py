@@ -124,7 +124,8 @@ def execute(notebook, folder: Path, *, fast: bool = False, timeout: int = 300) -
             return KernelSpec(argv=argv, display_name=kernel_name, language="python")
 
     search = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environ = {**os.environ, "PYTHONPATH": search, "NATGRAD_FAST": str(int(fast))}
+    # NATGRAD_STILL: cards give the figure from which a picture is drawn.
+    environ = {**os.environ, "PYTHONPATH": search, "NATGRAD_FAST": str(int(fast)), "NATGRAD_STILL": "1"}
     client = NotebookClient(
         notebook, km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()), timeout=timeout,
         store_widget_state=False, record_timing=False, resources={"metadata": {"path": str(folder)}},

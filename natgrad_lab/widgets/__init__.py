@@ -9,7 +9,7 @@ _NAMES = {
     "Frame": "controller", "LiveRun": "controller", "stop_all": "registry", "running": "registry",
     "HeatmapCanvas": "heatmap", "PlotView": "curves", "TrainingPanel": "panel", "live": "panel",
     "TrainingProblem": "training", "compute": "state", "FisherExplorer": "explorer", "explore": "explorer",
-    "LiveExplorer": "explorer_live",
+    "LiveExplorer": "explorer_live", "card": "card_view", "CardView": "card_view",
 }  # fmt: skip
 __all__ = list(_NAMES)
 
