@@ -1,6 +1,7 @@
 """Every notebook, cell by cell in this process; and the made .ipynb beside each source, held to it.
 
-Fast mode, warnings as errors (pytest.ini), no kernel and no browser: `test_notebooks_kernel.py` has those.
+Fast mode, warnings as errors (pytest.ini), no kernel and no browser: `test_notebooks_kernel.py` has those. Lessons that are
+not written are not asked for.
 """
 
 import json
@@ -15,7 +16,9 @@ from natgrad_lab import environment
 
 ROOT = environment.checkout()
 SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
+PROLOGUE, LESSONS = SOURCES[:1], SOURCES[1:]
 MADE = [path.with_suffix(".ipynb") for path in SOURCES]
+FAST_SECONDS = 10  # of a lesson's cells, in fast mode, on two quiet cores; held to three times that
 name = lambda path: path.name  # noqa: E731
 
 
@@ -57,30 +60,38 @@ def run_cells(shell, path):
     return results
 
 
-def test_there_are_notebooks():
-    assert SOURCES
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_every_cell_runs_and_leaves_no_thread_behind(path, shell):
-    import natgrad_lab as ng
-
-    threads = set(threading.enumerate())
-    started = time.perf_counter()
-    results = run_cells(shell, path)
-    assert all(captured.stderr == "" for _, captured, _ in results)
-    assert time.perf_counter() - started < 60, f"slowest: {max(results, key=lambda r: r[2])[0]}"
-    live = [thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("natgrad-live")]
-    widgets = [source for source, *_ in results if "widgets.live(" in source]
-    assert len(live) == len(widgets) > 0
-    ng.stop_all()
+def started_since(threads):
+    """The threads that are there now and were not, after ten seconds' time to end."""
     deadline = time.monotonic() + 10
     while set(threading.enumerate()) - threads and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert set(threading.enumerate()) - threads == set()
+    return set(threading.enumerate()) - threads
+
+
+def test_there_are_notebooks():
+    assert [path.name[:3] for path in PROLOGUE] == ["00_"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_every_cell_runs_and_leaves_no_thread_behind(path, shell, capsys):
+    import natgrad_lab as ng
+
+    threads = set(threading.enumerate())
+    results = run_cells(shell, path)
+    assert all(captured.stderr == "" for _, captured, _ in results)
+    slowest, seconds = max(results, key=lambda r: r[2]), sum(r[2] for r in results)
+    with capsys.disabled():
+        print(f"\n{path.name}: {seconds:.1f} s of cells, the slowest {slowest[2]:.1f} s ", end="")
+    assert seconds < (60 if path in PROLOGUE else 3 * FAST_SECONDS), f"slowest, {slowest[2]:.1f} s:\n{slowest[0]}"
+    live = [thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("natgrad-live")]
+    assert len(live) == len([source for source, *_ in results if "widgets.live(" in source])
+    ng.stop_all()
+    assert started_since(threads) == set()
+    checks = [captured.stdout for source, captured, _ in results if "ng.course.check(" in source]
+    assert bool(checks) == (path in LESSONS) and all("not written yet" in said for said in checks)
+
+
+@pytest.mark.parametrize("path", PROLOGUE, ids=name)
 def test_running_a_widget_cell_again_leaves_one_run(path, shell):
     import natgrad_lab as ng
 
@@ -88,11 +99,11 @@ def test_running_a_widget_cell_again_leaves_one_run(path, shell):
     before = ng.widgets.running()
     for source in sources:
         assert shell.run_cell(source).success
-    assert ng.widgets.running() == before and len(before) == len(sources)
+    assert ng.widgets.running() == before and len(before) == len(sources) > 0
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_the_form_of_a_notebook(path):
+@pytest.mark.parametrize("path", PROLOGUE, ids=name)
+def test_the_form_of_the_prologue(path):
     from natgrad_lab.notebooks import read
 
     cells = read(path).cells
@@ -111,6 +122,39 @@ def test_the_form_of_a_notebook(path):
     assert "**Predict" in text and text.count("<details>") == text.count("</details>") >= 2
     assert any("assert " in source for source in code) and any("widgets.live(" in source for source in code)
     assert "NATGRAD_FAST" not in "\n".join(code), "fast mode is read in natgrad_lab.notebooks only"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name)
+def test_the_form_of_a_lesson(path):
+    from natgrad_lab.notebooks import read
+
+    cells = read(path).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert 25 <= len(cells) <= 60
+    assert max(len(source.splitlines()) for source in code) <= 25
+    assert prose[0].startswith("# ") and sum(source.startswith("# ") for source in prose) == 1
+    text = "\n".join(prose)
+    assert not re.search(r"^[\s>*+-]*\[[^]]+\]:", text, re.MULTILINE), "Markdown swallows a line that begins with [word]:"
+    for heading in ("What we saw", "Break it", "Summary", "References", "Exercise "):
+        assert re.search(rf"(?mi)^#+ .*{heading}", text), f"no heading {heading!r}"
+    assert "**Predict" in text and text.count("<details>") == text.count("</details>") >= 2
+    assert any("assert " in source for source in code)
+    assert "NATGRAD_FAST" not in "\n".join(code), "fast mode is read in natgrad_lab.notebooks only"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_every_link_leads_somewhere(path):
+    """Files beside the notebook exist, and so do the headings that a link within it names; the web is not asked."""
+    from natgrad_lab.notebooks import read
+
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    headings = {title.strip().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", text)}
+    for target in re.findall(r"(?<!\\)\]\(([^)\s]+)\)", re.sub(r"\$[^$]*\$|`[^`]*`", "", text)):
+        place, _, heading = target.partition("#")
+        if not re.match(r"https?://|mailto:", target):
+            assert not place or (path.parent / place).exists(), f"{path.name} links to {place}, which is not there"
+            assert place or heading in headings, f"{path.name} links to #{heading}, which is none of its headings"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -161,7 +205,7 @@ def test_a_made_notebook_is_small_and_says_nothing_of_the_machine_it_was_made_on
 @pytest.mark.parametrize("path", MADE, ids=name)
 def test_every_figure_and_widget_of_a_made_notebook_is_a_picture(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    shows = re.compile(r"^(ng\.plots\.\w+_figure\(.*|panel)$")
+    shows = re.compile(r"^(ng\.plots\.\w+_figure\(.*|ng\.widgets\.card\(.*|panel)$")
     for cell in notebook["cells"]:
         lines = "".join(cell["source"]).splitlines()
         if cell["cell_type"] == "code" and lines and shows.match(lines[-1]):
@@ -206,7 +250,7 @@ def test_a_notebook_that_was_never_made_and_one_that_does_not_exist(folder, tmp_
 
     folder.with_suffix(".ipynb").unlink()
     assert build([folder], check=True) == ["01_small.ipynb has not been made. Run: natgrad notebooks 01_small.py"]
-    with pytest.raises(FileNotFoundError, match="no notebook .*02_other.py.*There are: 01_"):
+    with pytest.raises(FileNotFoundError, match="no notebook .*02_other.py.*There are: 00_"):
         build([tmp_path / "02_other.py"])
     assert build([SOURCES[0].name], check=True) == build([SOURCES[0].with_suffix(".ipynb")], check=True) == []
 
