@@ -23,10 +23,15 @@ def _slider(control: Control) -> ipw.Widget:
     options = [(value_text(value), value) for value in control.values]
     made = ipw.SelectionSlider(
         options=options, value=control.default, description=control.label, style={"description_width": "initial"},
-        layout={"width": "auto", "flex": "0 1 380px", "min_width": "240px"},
+        layout={"width": f"{_width(control.label, options)}px", "max_width": "100%"},
     )  # fmt: skip
     made.add_class("natgrad-card-slider")
     return made
+
+
+def _width(label: str, options: list) -> int:
+    """CSS pixels: the words, and 10 for each stop, but room to drag between 140 and 260."""
+    return 7 * len(label) + 100 + min(260, max(140, 10 * len(options)))
 
 
 def _menu(control: Control) -> ipw.Widget:

@@ -22,8 +22,9 @@ class CardQuestion(ipw.VBox):
         self.commit = ipw.Button(description="Commit", icon="check", button_style="primary", tooltip="keep this prediction")
         self.show_me = ipw.Button(description="Show me", tooltip="without a prediction")
         self.note = ipw.HTML()
+        field = [self.field] if options else [ipw.HBox([self.field, ipw.Label(card.prediction.unit)])]
         buttons = ipw.HBox([self.commit, self.show_me], layout={"flex_flow": "row wrap", "grid_gap": "4px 8px"})
-        super().__init__([ipw.HTML(card_text.question(card)), self.field, buttons, self.note])
+        super().__init__([ipw.HTML(card_text.question(card)), *field, buttons, self.note])
         self.add_class("natgrad-card-predict")
 
     def said(self) -> Any | None:

@@ -15,16 +15,10 @@ def opening(card: Card) -> str:
 
 def question(card: Card) -> str:
     """What is asked before anything is shown."""
-    prediction = card.prediction
-    unit = f' <span class="natgrad-quiet">(in {escape(prediction.unit)})</span>' if _asks_a_number(prediction) else ""
     return (
         '<p class="natgrad-card-question"><span class="natgrad-card-tag">Predict first</span> '
-        f"{escape(prediction.question)}{unit}</p>"
+        f"{escape(card.prediction.question)}</p>"
     )
-
-
-def _asks_a_number(prediction: Prediction) -> bool:
-    return prediction.options is None and bool(prediction.unit)
 
 
 def answer_text(prediction: Prediction, answer: Any) -> str:

@@ -63,6 +63,7 @@ function render({ model, el }) {
     const style = getComputedStyle(root);
     const colour = style.color;
     const layout = { ...figure.layout, font: { ...figure.layout.font, color: colour }, autosize: true };
+    root.style.height = `${model.get("height")}px`;
     Object.assign(layout, { width: root.clientWidth || undefined, height: model.get("height") });
     const config = { displaylogo: false, showSendToCloud: false, responsive: false, displayModeBar: false };
     await plotly.react(plot, figure.data, layout, config);
