@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "natgrad_lab"
 
 # Top to bottom: a room may import those above it.
 ROOMS = [
-    "environment", "errors", "names", "shapes", "progress", "linalg", "structures", "roots", "distributed", "likelihoods",
+    "environment", "errors", "names", "shapes", "progress", "linalg", "substitution", "structures", "roots", "distributed", "likelihoods",
     "models", "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear", "optimizers", "metrics",
     "validation", "experiments", "plots", "explorer", "comparison", "reproduce", "course", "widgets", "notebooks", "classroom", "jupyter", "suite",
     "bench", "doctor", "cli", "bootstrap", "__main__",

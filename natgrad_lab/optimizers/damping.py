@@ -8,18 +8,21 @@ from dataclasses import dataclass
 
 import torch
 
-from natgrad_lab.linalg import damped_cholesky, zero_level
+from natgrad_lab.linalg import damped_cholesky, shifted_cholesky, zero_level
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import (
     BlockDiagonal,
     BlockTridiagonalInverse,
     Kronecker,
+    KroneckerInverse,
     StructuredMatrix,
     UnitWise,
     pi_trace_norm,
     tridiagonal_tikhonov,
 )
 from natgrad_lab.structures.unit_wise import batched_cholesky
+
+_FORMED = 384  # a layer with both sides smaller has its inverses formed: products then cost less than substitutions
 
 
 def exact_inverse(fisher: StructuredMatrix, damping: float) -> StructuredMatrix:
@@ -30,7 +33,8 @@ def exact_inverse(fisher: StructuredMatrix, damping: float) -> StructuredMatrix:
 def factored_inverse(fisher: BlockDiagonal, damping: float) -> BlockDiagonal:
     """K-FAC's (G + √λ/π I)⁻¹ ⊗ (A + π√λ I)⁻¹ per layer: two Choleskys each. [MartensGrosse2015] sec. 6.3.
 
-    A layer without factors (a normalization, a small layer without a rule) has its exact block, and (F_l + λI)⁻¹.
+    The inverses of a layer with a large side are not formed: its products are substitutions (`KroneckerInverse`). A layer
+    without factors (a normalization, a small layer without a rule) has its exact block, and (F_l + λI)⁻¹.
     """
     return BlockDiagonal.trusted(blocks=tuple(_factored_inverse(block, damping) for block in fisher.blocks), note="")
 
@@ -41,18 +45,22 @@ def _factored_inverse(block: StructuredMatrix, damping: float) -> StructuredMatr
     if not isinstance(block, Kronecker):
         return block.power(-1, damping)
     root, pi = math.sqrt(damping), pi_trace_norm(block)
-    return Kronecker.trusted(left=_inverse(block.left, root / pi), right=_inverse(block.right, root * pi), note="")
+    dampings = root / pi, root * pi
+    (left, is_left_exact), (right, is_right_exact) = map(_damped_factor, (block.left, block.right), dampings)
+    if max(len(left), len(right)) < _FORMED or not (is_left_exact and is_right_exact):
+        return Kronecker.trusted(left=torch.cholesky_inverse(left), right=torch.cholesky_inverse(right), note="")
+    return KroneckerInverse.trusted(left=left, right=right, dampings=left.new_tensor(dampings), note="")
 
 
-def _inverse(matrix: Tensor, damping: float) -> Tensor:
-    """(M + damping I)⁻¹; where rounding has eaten the damping, as `damped_cholesky` does, with its warning or its refusal."""
-    damped = matrix.clone()
-    damped.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(damped)
+def _damped_factor(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
+    """Cholesky factor of M + damping I, and whether it is that: where rounding has eaten the damping, `damped_cholesky` warns
+    and takes more, or refuses.
+    """
+    factor, failed = shifted_cholesky(matrix, damping)
     least = damping / 2 if damping > 0 else zero_level(len(matrix), matrix.diagonal().max())
     if failed or not factor.diagonal().min() > math.sqrt(least):  # a NaN fails too
-        factor = damped_cholesky(matrix, damping)
-    return torch.cholesky_inverse(factor)
+        return damped_cholesky(matrix, damping), False
+    return factor, True
 
 
 def chain_inverse(fisher: BlockTridiagonalInverse, damping: float) -> StructuredMatrix:

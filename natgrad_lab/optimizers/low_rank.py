@@ -4,16 +4,27 @@ import torch
 
 from natgrad_lab.fisher.scores import LayerRows, ScorePass
 from natgrad_lab.shapes import Float, Tensor
-from natgrad_lab.structures import BlockDiagonal, KhatriRaoRows, Kronecker, StructuredMatrix
+from natgrad_lab.structures import BlockDiagonal, KhatriRaoRows, Kronecker, KroneckerInverse, StructuredMatrix
+
+_CANCELLED = 1e-3  # a difference that has lost more than these digits is computed as a product
 
 
 def preconditioned_gradient(
-    scores: ScorePass, gradient: Float[Tensor, " P"], inverse: StructuredMatrix, fisher: StructuredMatrix
+    scores: ScorePass,
+    gradient: Float[Tensor, " P"],
+    inverse: StructuredMatrix,
+    fisher: StructuredMatrix,
+    *,
+    is_inverse_of_it: bool = False,
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
     """P g and F P g, for the inverse P and the Fisher F.
 
     A layer's gradient is −(1/N) Σ_n s_n a_nᵀ, so that (G ⊗ A) g = −(1/N) Σ_n (G s_n)(A a_n)ᵀ: N rows are multiplied instead of
     a whole matrix where that is less work. Everything else takes the products of the structures.
+
+    Args:
+        is_inverse_of_it: whether P is the damped inverse of this very F, and not of an older one. Then G (G + d)⁻¹ s is
+            s − d (G + d)⁻¹ s, known to rounding without another product.
     References: [MartensGrosse2015] sec. 8.
     """
     by_layer = isinstance(inverse, BlockDiagonal) and isinstance(fisher, BlockDiagonal)
@@ -21,26 +32,41 @@ def preconditioned_gradient(
         return _by_products(gradient, inverse, fisher)
     parts = gradient.split([block.dim for block in inverse.blocks])
     pairs = [
-        _by_rows(layer, P, F) if _is_cheaper(layer, P, F) else _by_products(part, P, F)
+        _by_rows(layer, P, F, is_inverse_of_it) if _is_cheaper(layer, P, F, is_inverse_of_it) else _by_products(part, P, F)
         for layer, part, P, F in zip(scores.layers, parts, inverse.blocks, fisher.blocks, strict=True)
     ]
     vector, product = (torch.cat(each) for each in zip(*pairs, strict=True))
     return vector, product
 
 
-def _is_cheaper(layer: LayerRows, inverse: StructuredMatrix, fisher: StructuredMatrix) -> bool:
-    """Fewer operations: N (m² + n² + m n) for rows, m n (m + n) for the matrix."""
-    if not (isinstance(layer.loss_rows, KhatriRaoRows) and isinstance(inverse, Kronecker) and isinstance(fisher, Kronecker)):
+def _is_cheaper(layer: LayerRows, inverse: StructuredMatrix, fisher: StructuredMatrix, is_inverse_of_it: bool) -> bool:
+    """Fewer operations: for P and for F N (m² + n² + m n) each by rows, m n (m + n) by the matrix."""
+    kinds = KhatriRaoRows, Kronecker | KroneckerInverse, Kronecker
+    if not all(map(isinstance, (layer.loss_rows, inverse, fisher), kinds)):
         return False
     (_, num_examples, m), n = layer.loss_rows.scores.shape, layer.loss_rows.inputs.shape[1]
-    return num_examples * (m**2 + n**2 + m * n) < m * n * (m + n)
+    sides = 1 if is_inverse_of_it and isinstance(inverse, KroneckerInverse) else 2
+    return num_examples * (sides * (m**2 + n**2) + 2 * m * n) < 2 * m * n * (m + n)
 
 
-def _by_rows(layer: LayerRows, inverse: Kronecker, fisher: Kronecker) -> tuple[Tensor, Tensor]:
+def _by_rows(layer: LayerRows, inverse: Kronecker | KroneckerInverse, fisher: Kronecker, is_inverse_of_it: bool) -> tuple:
     inputs, scores = layer.loss_rows.inputs, layer.loss_rows.scores[0] / -len(layer.loss_rows.inputs)
-    inputs, scores = inputs @ inverse.right, scores @ inverse.left
-    vector = (scores.T @ inputs).flatten()
-    return vector, ((scores @ fisher.left).T @ (inputs @ fisher.right)).flatten()
+    solved = inverse.left_rows(scores), inverse.right_rows(inputs)
+    pushed = (None, None)
+    if is_inverse_of_it and isinstance(inverse, KroneckerInverse):
+        pushed = map(_undamped, (scores, inputs), solved, inverse.dampings.tolist())
+    left, right = (
+        product(rows) if known is None else known
+        for known, rows, product in zip(pushed, solved, (fisher.left_rows, fisher.right_rows), strict=True)
+    )
+    return (solved[0].T @ solved[1]).flatten(), (left.T @ right).flatten()
+
+
+def _undamped(rows: Float[Tensor, "N m"], solved: Float[Tensor, "N m"], damping: float) -> Float[Tensor, "N m"] | None:
+    """rows (M + damping I)⁻¹ M from solved = rows (M + damping I)⁻¹; None where the damping is so large that they cancel."""
+    difference = torch.sub(rows, solved, alpha=damping)
+    left, whole = torch.linalg.vector_norm(difference), torch.linalg.vector_norm(rows)
+    return difference if left >= _CANCELLED * whole else None
 
 
 def _by_products(gradient: Tensor, inverse: StructuredMatrix, fisher: StructuredMatrix) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,9 @@ class NaturalGradient(FlatOptimizer):
         self._refresh(scores)
         phases["fisher"] = time.perf_counter() - started
         started = time.perf_counter()
-        vector, product = preconditioned_gradient(scores, gradient, self._inverted(damping), self.fisher)
+        before, inverse = self.inverse, self._inverted(damping)
+        is_new = inverse is not before
+        vector, product = preconditioned_gradient(scores, gradient, inverse, self.fisher, is_inverse_of_it=is_new)
         phases["solve"] = time.perf_counter() - started
         return Direction(vector, product, self.fisher.matmul)
 

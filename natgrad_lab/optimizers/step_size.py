@@ -63,11 +63,12 @@ class ConstantStep:
     def move(self, direction: Direction, gradient: Float[Tensor, " P"], lr: float | Tensor) -> Move:
         """The update and its model."""
         update = direction.vector * -lr
-        if isinstance(lr, Tensor) and direction.product is not None:
-            pushed = direction.product(update)
+        if isinstance(lr, Tensor):
+            pushed = direction.fisher_product * -lr if direction.product is None else direction.product(update)
+            curvature = float(update @ pushed)
         else:
-            pushed = direction.fisher_product * -lr
-        return Move(update, float(gradient @ update), float(update @ pushed))
+            curvature = lr * lr * float(direction.vector @ direction.fisher_product)
+        return Move(update, float(gradient @ update), curvature)
 
     def clipped(self, move: Move) -> Move:
         """The move as it is."""

@@ -52,6 +52,14 @@ class Kronecker(StructuredMatrix):
         self._check(x)
         return two_sided(self.left, x, self.right)
 
+    def left_rows(self, rows: Float[Tensor, "N m"]) -> Float[Tensor, "N m"]:
+        """Rows times left."""
+        return rows @ self.left
+
+    def right_rows(self, rows: Float[Tensor, "N n"]) -> Float[Tensor, "N n"]:
+        """Rows times right."""
+        return rows @ self.right
+
     def solve(self, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:
         """(M + damping I)⁻¹ x: damping is added to the products s_i t_j of the eigenvalues, never to the factors.
 

@@ -9,6 +9,7 @@ from natgrad_lab.structures.eigen_kronecker import EigenKronecker
 from natgrad_lab.structures.gram import Gram
 from natgrad_lab.structures.inverse import Inverse
 from natgrad_lab.structures.kronecker import Kronecker
+from natgrad_lab.structures.kronecker_inverse import KroneckerInverse
 from natgrad_lab.structures.low_rank import LowRank
 from natgrad_lab.structures.quasi_diagonal import QuasiDiagonal
 from natgrad_lab.structures.row_blocks import DenseRows, KhatriRaoRows
@@ -19,7 +20,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         *(BlockDiagonal, Dense, Diagonal, EigenKronecker, Gram, Kronecker, LowRank),
-        *(BlockTridiagonalInverse, Inverse, QuasiDiagonal, UnitWise),
+        *(BlockTridiagonalInverse, Inverse, KroneckerInverse, QuasiDiagonal, UnitWise),
         *(ConcatRows, DenseRows, EmbeddingRows, KhatriRaoRows, SharedRows),
     )
 }

@@ -26,6 +26,7 @@ from natgrad_lab.structures import (
     Inverse,
     KhatriRaoRows,
     Kronecker,
+    KroneckerInverse,
     LowRank,
     QuasiDiagonal,
     UnitWise,
@@ -138,6 +139,13 @@ def inverse(case):
     return lambda t: Inverse(build(t)), np.linalg.inv(twin)
 
 
+def kronecker_inverse(G, A, dampings=(0.5, 0.25)):
+    """By factors that are exact in any dtype: lower triangular, in eighths."""
+    left, right = (np.tril(np.round(8 * M) / 8) + 2 * np.eye(len(M)) for M in (G, A))
+    twin = np.linalg.inv(np.kron(left @ left.T, right @ right.T))
+    return lambda t: KroneckerInverse(t(left), t(right), t(np.array(dampings))), twin
+
+
 TABLE = {  # r rounds to the dtype under test
     "dense": lambda r: dense(r(psd(1, 2, 3, 4, 5))),
     "dense 1x1": lambda r: dense(r(np.array([[2.5]]))),
@@ -196,6 +204,8 @@ TABLE = {  # r rounds to the dtype under test
     ),
     "inverse of a kronecker": lambda r: inverse(kronecker(r(psd(1, 2, 3)), r(psd(0.5, 4)))),
     "inverse of a chain": lambda r: inverse(chain_of(r, (normal(9, 2), normal(9, 2)), (normal(8, 3), normal(8, 2)))),
+    "kronecker inverse": lambda r: kronecker_inverse(normal(3, 3), normal(2, 2)),
+    "kronecker inverse 1x1": lambda r: kronecker_inverse(normal(1, 1), normal(1, 1)),
     "gram rows < P": lambda r: gram(khatri_rao(r(normal(3, 4)), r(normal(2, 3, 2)))),
     "gram rows > P": lambda r: gram(khatri_rao(r(normal(6, 2)), r(normal(3, 6, 2)))),
     "gram rows = P": lambda r: gram(khatri_rao(r(normal(2, 3)), r(normal(3, 2, 2)))),
