@@ -7,6 +7,10 @@ Lesson NN lives in four files of the same name: notebooks/NN_title.py (the story
 figures), course/exercises/lessonNN.py (references, properties, wrong answers), course/claims/lessonNN.py (its numbers).
 """
 
+# The packages first: imported later, they would take the places of the functions `cards`, `claims` and `exercises`.
+import natgrad_lab.course.cards
+import natgrad_lab.course.claims
+import natgrad_lab.course.exercises  # noqa: F401
 from natgrad_lab.course.card import Card, Control, Prediction, cards, find_card
 from natgrad_lab.course.check import Verdict, check, judge
 from natgrad_lab.course.exercise import Exercise, Part, exercises, find_exercise
