@@ -34,22 +34,22 @@ class Likelihood(ABC):
         """
 
     @abstractmethod
-    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
-        """S with S Sᵀ = E_{y~p}[score scoreᵀ], the output Fisher; its columns are vectors to backpropagate."""
+    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C K"]:
+        """S with S Sᵀ = E_{y~p}[score scoreᵀ], the output Fisher; its K ≤ C columns are vectors to backpropagate."""
 
     @abstractmethod
     def kl(self, outputs: Float[Tensor, "N C"], other: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
         """KL(p(y | outputs) ‖ p(y | other)) per example, in nats."""
 
     @abstractmethod
-    def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N K"]:
         """Solve S u = v for u, where v is in the range of S (as every score is)."""
 
-    def root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    def root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N K"]) -> Float[Tensor, "N C"]:
         """S v; without S where the likelihood knows how."""
         return (self.fisher_root(outputs) @ vectors.unsqueeze(2)).squeeze(2)
 
-    def transposed_root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    def transposed_root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N K"]:
         """Sᵀ v; without S where the likelihood knows how."""
         return (self.fisher_root(outputs).mT @ vectors.unsqueeze(2)).squeeze(2)
 
@@ -131,8 +131,10 @@ class Categorical(Likelihood):
     Outputs may also have positions: logits (N, T, C) or, with `class_dim=1`, (N, C, H, W) for pictures; targets are then
     (N, T) or (N, H, W), and log p of an example is the sum over its positions.
 
-    Output Fisher diag(p) − ppᵀ, rank C − 1; root S = diag(√p) − p √pᵀ, not symmetric, whose column c is the score at
-    target c times √p_c: the expectation over targets written as C vectors. [MartensGrosse2015], [Dangel2025].
+    Output Fisher diag(p) − ppᵀ, rank C − 1. The scores at the C targets, times √p_c, are the columns of diag(√p) − p √pᵀ
+    = diag(q) (I − q qᵀ) with the unit vector q = √p: one more than the rank. The reflection that takes q to −e_C turns them
+    into C − 1 vectors and a zero. With w = q + e_C it is I − w wᵀ / (1 + q_C), so the root is S = diag(q) Q, where Q is its
+    first C − 1 columns; no subtraction cancels. [MartensGrosse2015], [Dangel2025].
     """
 
     class_dim: int = -1
@@ -170,25 +172,45 @@ class Categorical(Likelihood):
         uniform = torch.rand(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
         return (cumulative <= uniform).sum(1)
 
-    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
-        """diag(√p) − p √pᵀ."""
-        p = _softmax(outputs)
-        root_p = (0.5 * outputs.log_softmax(-1)).exp()  # from the logarithm: exact where p underflows
-        return torch.diag_embed(root_p) - p.unsqueeze(-1) * root_p.unsqueeze(-2)
+    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C K"]:
+        """diag(q) Q, (N, C, C − 1): q_i δ_ij − p_i q_j / (1 + q_C), and −q_C q_j in the last row. One class: a zero."""
+        return self.root_product(outputs.unsqueeze(1), self._eye(outputs)).mT
 
-    def root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-        """√p ∘ v − p (√p · v)."""
-        root_p = (0.5 * outputs.log_softmax(-1)).exp()
-        return root_p * vectors - _softmax(outputs) * (root_p * vectors).sum(1, keepdim=True)
+    def root_product(self, outputs: Float[Tensor, "*N C"], vectors: Float[Tensor, "*M K"]) -> Float[Tensor, "*M C"]:
+        """diag(q) Q v = q ∘ ((v, 0) − w (q · v) / (1 + q_C))."""
+        q, rest, last = self._amplitudes(outputs)
+        shift = (rest * vectors[..., : rest.shape[-1]]).sum(-1, keepdim=True) / (1 + last)
+        return q * torch.cat([vectors[..., : rest.shape[-1]] - rest * shift, -(1 + last) * shift], -1)
 
-    def transposed_root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-        """√p ∘ (v − p · v)."""
-        mean = (_softmax(outputs) * vectors).sum(1, keepdim=True)
-        return (0.5 * outputs.log_softmax(-1)).exp() * (vectors - mean)
+    def transposed_root_product(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N K"]:
+        """Qᵀ t with t = q ∘ (v − p · v), which is at a right angle to q, so that w · t = t_C."""
+        q, rest, last = self._amplitudes(outputs)
+        t = q * (vectors - (q.square() * vectors).sum(-1, keepdim=True))
+        return self._first(t, rest, last)
 
-    def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-        """v / √p, which solves S u = v whenever the entries of v sum to zero. Overflows where p underflows."""
-        return vectors * (-0.5 * outputs.log_softmax(-1)).exp()
+    def root_coordinates(self, outputs: Float[Tensor, "N C"], vectors: Float[Tensor, "N C"]) -> Float[Tensor, "N K"]:
+        """Qᵀ (v / q), which solves S u = v whenever the entries of v sum to zero. Overflows where p underflows."""
+        _, rest, last = self._amplitudes(outputs)
+        return self._first(vectors * (-0.5 * outputs.log_softmax(-1)).exp(), rest, last)
+
+    @staticmethod
+    def _amplitudes(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q = √p, its first C − 1 entries, and the last; from the logarithm: exact where p underflows."""
+        q = (0.5 * outputs.log_softmax(-1)).exp()
+        return q, q[..., :-1], q[..., -1:]
+
+    @staticmethod
+    def _first(t: Tensor, rest: Tensor, last: Tensor) -> Tensor:
+        """Qᵀ t for t at a right angle to q; with one class there is nothing, held as a zero."""
+        if t.shape[-1] == 1:
+            return torch.zeros_like(t)
+        return t[..., :-1] - rest * (t[..., -1:] / (1 + last))
+
+    @staticmethod
+    def _eye(outputs: Tensor) -> Tensor:
+        """The unit vectors that Q is applied to, (K, K)."""
+        num_vectors = max(outputs.shape[-1] - 1, 1)
+        return torch.eye(num_vectors, dtype=outputs.dtype, device=outputs.device).expand(len(outputs), -1, -1)
 
     def kl(self, outputs: Float[Tensor, "N C"], other: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
         """Σ_c p_c (log p_c − log q_c)."""
@@ -235,7 +257,7 @@ class Bernoulli(Likelihood):
         generator = _own_generator(generator, outputs.device)
         return torch.bernoulli(outputs.sigmoid().expand(num_samples, *outputs.shape), generator=generator)
 
-    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
+    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C K"]:
         """diag(√(σ(f) σ(−f)))."""
         return torch.diag_embed(self._deviation(outputs))
 
@@ -299,7 +321,7 @@ class Gaussian(Likelihood):
         noise = torch.randn(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
         return outputs + math.sqrt(self.variance) * noise
 
-    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C C"]:
+    def fisher_root(self, outputs: Float[Tensor, "N C"]) -> Float[Tensor, "N C K"]:
         """I / √variance."""
         eye = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
         return (eye / math.sqrt(self.variance)).expand(outputs.shape[0], -1, -1)

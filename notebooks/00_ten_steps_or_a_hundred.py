@@ -143,7 +143,7 @@ assert layout.dim == 3466 and round(layout.dim**2 / 1e6) == 12
 
 # %%
 fisher = ng.fisher.dense_fisher(training.model, training.likelihood, probe)
-# the same matrix, held as RᵀR with 500 rows: its nonzero eigenvalues come from a 500 x 500 matrix
+# the same matrix, held as RᵀR with 450 rows: its nonzero eigenvalues come from a 450 x 450 matrix
 eigenvalues = ng.fisher.gram_fisher(training.model, training.likelihood, probe).eigvalsh()
 assert torch.isclose(eigenvalues.sum(), fisher.trace())
 rank = ng.metrics.numerical_rank(eigenvalues)

@@ -85,10 +85,27 @@ def test_root_coordinates_solve_for_scores(name, scale):
 def test_products_with_the_root_need_no_root(name, scale):
     likelihood, _, outputs, _ = made(name, scale)
     root, v = likelihood.fisher_root(outputs), torch.randn_like(outputs)
-    size = dict(rtol=1e-12, atol=1e-14 * float(v.abs().max()))  # √p − p √p cancels where p is almost 1
-    assert torch.allclose(likelihood.root_product(outputs, v), torch.einsum("ncd,nd->nc", root, v), **size)
+    u = v[:, : root.shape[2]]
+    size = dict(rtol=1e-12, atol=1e-14 * float(v.abs().max()))  # v − p · v cancels where p is almost 1
+    assert torch.allclose(likelihood.root_product(outputs, u), torch.einsum("ncd,nd->nc", root, u), **size)
     assert torch.allclose(likelihood.transposed_root_product(outputs, v), torch.einsum("ncd,nc->nd", root, v), **size)
-    assert torch.equal(Likelihood.root_product(likelihood, outputs, v), (root @ v.unsqueeze(2)).squeeze(2))
+    assert torch.equal(Likelihood.root_product(likelihood, outputs, u), (root @ u.unsqueeze(2)).squeeze(2))
+
+
+@SCALES
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 7])
+def test_the_root_of_a_softmax_has_as_many_columns_as_its_rank(num_classes, scale):
+    outputs = scale * torch.randn(5, num_classes)
+    p = outputs.softmax(-1)
+    root = LIKELIHOODS["categorical"].fisher_root(outputs)
+    assert root.shape == (5, num_classes, max(num_classes - 1, 1))
+    assert torch.allclose(root @ root.mT, torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1), rtol=1e-11, atol=1e-15)
+    if num_classes > 1:
+        assert (torch.linalg.svdvals(root)[:, -1] > 0).all()
+    else:
+        v = torch.ones(5, 1)
+        assert not root.any() and not LIKELIHOODS["categorical"].root_product(outputs, v).any()
+        assert not LIKELIHOODS["categorical"].transposed_root_product(outputs, v).any()
 
 
 @likelihoods

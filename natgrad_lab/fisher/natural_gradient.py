@@ -131,8 +131,8 @@ class ExactFisher:
         if self.scores.fisher_type == "monte_carlo":
             return None
         loss_scores = self.scores.loss_scores.double().flatten(0, 1)
-        coordinates = self._likelihood.root_coordinates(outputs.flatten(0, 1), loss_scores).view_as(outputs)
-        u = -coordinates.permute(1, 2, 0).flatten() / root  # score k = (position, output), k-major
+        coordinates = self._likelihood.root_coordinates(outputs.flatten(0, 1), loss_scores).unflatten(0, outputs.shape[:2])
+        u = -coordinates.permute(1, 2, 0).flatten() / root  # score k = (position, column of the root), k-major
         if not torch.isfinite(u).all():
             return None
         off = torch.linalg.vector_norm(self.rows.rmatmul(u) - self.gradient.double())

@@ -39,7 +39,7 @@ def output_scores(
     Positions are independent given the outputs, so the output Fisher is block-diagonal over them.
 
     Args:
-        fisher_type: "exact": the columns of the likelihood's root at every position, K = S C. "monte_carlo": scores at
+        fisher_type: "exact": the columns of the likelihood's root at every position, K = S C (Categorical: S (C − 1)). "monte_carlo": scores at
             `num_samples` targets drawn from the model, divided by √num_samples; right in expectation. "empirical": the
             score at the observed target, K = 1; not the Fisher, and zero where the model fits its data.
         targets: (N S, ...) needed, and used, for "empirical" only.
@@ -48,10 +48,10 @@ def output_scores(
     num_examples, positions, num_outputs = outputs.shape
     flat = outputs.flatten(0, 1)
     if fisher_type == "exact":
-        columns = likelihood.fisher_root(flat).permute(2, 0, 1).reshape(num_outputs, num_examples, positions, num_outputs)
+        columns = likelihood.fisher_root(flat).permute(2, 0, 1).reshape(-1, num_examples, positions, num_outputs)
         if positions == 1:
             return columns
-        scores = outputs.new_zeros(positions, num_outputs, num_examples, positions, num_outputs)
+        scores = outputs.new_zeros(positions, *columns.shape)
         for s in range(positions):
             scores[s, :, :, s] = columns[:, :, s]
         return scores.flatten(0, 1)

@@ -106,7 +106,7 @@ def test_output_scores_sum_to_the_output_fisher(likelihood):
     outputs = torch.randn(4, 3)
     scores = output_scores(LIKELIHOODS[likelihood], outputs.unsqueeze(1))
     expected = LIKELIHOODS[likelihood].output_fisher(outputs)
-    assert scores.shape == (3, 4, 1, 3)
+    assert scores.shape == (2 if likelihood == "categorical" else 3, 4, 1, 3)  # the rank of a softmax is C − 1
     assert torch.allclose(torch.einsum("knsc,knsd->ncd", scores, scores), expected, rtol=1e-13, atol=1e-15)
 
 
@@ -116,6 +116,10 @@ def test_output_scores_at_positions_are_independent(likelihood):
     outputs = torch.randn(4, 2, 3)
     scores = output_scores(LIKELIHOODS[likelihood], outputs)
     found = torch.einsum("knsc,kntd->nsctd", scores, scores)
-    assert scores.shape == (6, 4, 2, 3) and not found[:, 0, :, 1].any() and not found[:, 1, :, 0].any()
+    assert (
+        scores.shape == (4 if likelihood == "categorical" else 6, 4, 2, 3)
+        and not found[:, 0, :, 1].any()
+        and not found[:, 1, :, 0].any()
+    )
     for s in range(2):
         assert torch.allclose(found[:, s, :, s], LIKELIHOODS[likelihood].output_fisher(outputs[:, s]), rtol=1e-13, atol=1e-15)

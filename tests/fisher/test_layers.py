@@ -178,7 +178,7 @@ def test_the_generic_route_says_so_and_what_it_costs():
     for name in GENERIC:
         assert "no rule covers" in dense_fisher(*GENERIC[name]().data).note, name
     case = GENERIC["own parameters"]()
-    note = "no rule covers '1' (Scale): generic route, 4 forward and 8 backward passes, 40 numbers"
+    note = "no rule covers '1' (Scale): generic route, 4 forward and 4 backward passes, 20 numbers"
     for estimator in ("dense", "gram", "block_diagonal", "diagonal", "kfac"):
         found = ESTIMATORS[estimator](*case.data)
         assert found.note == note and "generic route" in repr(found), estimator
