@@ -138,7 +138,7 @@ def spectrum(
 def overview(
     sizes: Sequence[int] = LARGE, num_examples: int = 100, *, rounds: int = 5, threads: int = 1, device: str = "cpu"
 ) -> BenchTable:
-    """Time the RMS overview in 200 groups against half the (200 x M²)(M² x 200) GEMM it cannot do without, M the rows of the Gram."""
+    """Time the RMS overview in 200 groups against half the (200 x M²)(M² x 200) GEMM it cannot do without, M its rows."""
     with threads_of(threads):
         where = find_device(device)
         model, inputs, _ = problem(sizes, num_examples, where)
