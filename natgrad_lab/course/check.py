@@ -60,10 +60,10 @@ def check(key: str, answer: Callable, *, student_seed: str = "") -> Verdict:
 
 def judge(exercise: Exercise, answer: Callable, *, student_seed: str = "") -> Verdict:
     """The verdict on `answer`, silently; the same arguments give the same verdict."""
-    guarded = _guarded(answer)
+    safely = guarded(answer)
     failed, points = [], 0
     for part in exercise.parts:
-        mistake = _first_mistake(exercise, part, guarded, student_seed)
+        mistake = _first_mistake(exercise, part, safely, student_seed)
         if mistake is None:
             points += part.points
         else:
@@ -90,7 +90,7 @@ def _first_mistake(exercise: Exercise, part: Part, answer: Callable, student_see
         torch.set_default_dtype(dtype)
 
 
-def _guarded(answer: Callable) -> Callable:
+def guarded(answer: Callable) -> Callable:
     """`answer`, refused if it changes its arguments or the global random numbers; its errors become mistakes."""
 
     def call(*args, **options):
@@ -103,8 +103,8 @@ def _guarded(answer: Callable) -> Callable:
             raise
         except NotImplementedError:
             raise Mistake("not_written") from None
-        except Exception as error:
-            raise Mistake("raised", _where(error)) from None
+        except (Exception, SystemExit) as error:
+            raise Mistake("raised", _where(error, answer)) from None
         if not torch.equal(state, torch.get_rng_state()):
             raise Mistake("global_rng")
         if not _same((args, options), kept):
@@ -126,6 +126,9 @@ def _same(now, before) -> bool:
     return True
 
 
-def _where(error: Exception) -> str:
-    own = traceback.extract_tb(error.__traceback__)[-1]
+def _where(error: BaseException, answer: Callable) -> str:
+    """The error and the line of the answer's own file that led to it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = getattr(getattr(answer, "__code__", None), "co_filename", "")
+    own = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
     return f"{type(error).__name__}: {error} (line {own.lineno}: {own.line or own.name})"

@@ -48,6 +48,9 @@ GENERAL = {
     "changed_input": "An argument was changed in place. Work on a copy: the caller still needs it.",
     "global_rng": "It draws from the global random numbers. Use the generator it is given.",
     "slow": "It takes far longer than it should.",
+    "missing": "There is no function of that name.",
+    "broken": "The definition itself fails, before the function is called.",
+    "ended": "It ended the process it ran in: an exit, a crash, or far too much memory.",
     "unrecognized": "The result is wrong, and it is none of the usual mistakes.",
 }
 
