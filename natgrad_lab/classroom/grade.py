@@ -125,8 +125,13 @@ def grade(submission: Submission, sandbox: Sandbox, settings: Settings) -> Recor
 
 
 def grade_all(
-    paths: list[Path], settings: Settings, *, keep: Path | None = None, jobs: int = 1, tell: Callable[[Record, bool], None] | None = None,
-) -> list[Record]:  # fmt: skip
+    paths: list[Path],
+    settings: Settings,
+    *,
+    keep: Path | None = None,
+    jobs: int = 1,
+    tell: Callable[[Record, bool], None] | None = None,
+) -> list[Record]:
     """Grade many, in the order of `paths`.
 
     Args:

@@ -64,6 +64,11 @@ class Sandbox:
     def __exit__(self, *_):
         self.close()
 
+    def start(self) -> None:
+        """Start the server, if it is not there; `isolation` says then what it is."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+
     def open(self, files: dict[str, list[str]], names: list[str]) -> "Session":
         """A session with the code cells of a submission (path -> cells), in which these functions are looked for."""
         return Session(self, files, names)
@@ -84,8 +89,7 @@ class Sandbox:
 
     def fork(self) -> tuple[socket.socket, int]:
         """A new child: (socket of messages, file descriptor of what it prints). The one before has to be ended."""
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        self.start()
         ours, theirs = socket.socketpair()
         read_prints, write_prints = os.pipe()
         try:

@@ -24,7 +24,7 @@ def serve_answers(channel: int, wall) -> None:
     while (message := receive(channel)) is not None:
         header, body = message
         if header["do"] == "load":
-            send({"loaded": _load(header["files"], header["names"], answers)})
+            send({"loaded": define_all(header["files"], header["names"], answers)})
             continue
         args, options = pickle.loads(body)  # from the grader, never from a student
         found = generators((args, options))
@@ -96,7 +96,7 @@ def _answer(answer, args, options) -> tuple[dict, bytearray]:
         return {"mistake": ["raised", f"{type(error).__name__}: {error}"[:500]]}, bytearray()
 
 
-def _load(files: dict[str, list[str]], names: list[str], answers: dict) -> dict:
+def define_all(files: dict[str, list[str]], names: list[str], answers: dict) -> dict:
     """Define each named function that some file has, in a namespace of its own: {name: what was found}."""
     read = {path: definitions(cells) for path, cells in files.items()}
     found = {name: state for name in names if (state := _load_one(name, read, answers)) is not None}
@@ -112,8 +112,8 @@ def _load_one(name: str, read: dict[str, Definitions], answers: dict) -> dict | 
     path, statements = (written or places)[-1]
     lost = missing(read[path], statements)
     words = "".join(
-        f"; {lost_name} (line {line}) is made by a statement at top level that the grader does not run: move it into the function"
-        for lost_name, line in lost.items()
+        f"; {other} (line {line}) is made by a statement at top level, which is not run: move it into the function"
+        for other, line in lost.items()
     )
     try:
         answers[name] = _define(name, read[path].text, statements, f"{path}{FILE}")

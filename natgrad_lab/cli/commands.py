@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from natgrad_lab import __version__
 from natgrad_lab.cli.compare import compare
+from natgrad_lab.cli.course import course
 from natgrad_lab.cli.data import data
 from natgrad_lab.cli.heatmap import heatmap
 from natgrad_lab.cli.reproduce import reproduce
@@ -215,6 +216,7 @@ def run(
     raise typer.Exit(train(given, out, resume, console, threads=threads, checkpoint_every=checkpoint_every))
 
 
+app.add_typer(course, name="course")
 app.command()(compare)
 app.command()(data)
 app.command()(heatmap)

@@ -2,9 +2,11 @@
 
 import copy
 import hashlib
+import json
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -50,12 +52,24 @@ def check(key: str, answer: Callable, *, student_seed: str = "") -> Verdict:
     Args:
         key: "3.1", or the function's name.
         answer: the student's function.
-        student_seed: draws other instances for other students; the properties are the same.
+        student_seed: draws other instances for other students; the properties are the same. If it is not given, it is
+            that of .natgrad/student.json in the working folder, which `natgrad course build --student-seed` writes.
     Raises: ValueError if there is no such exercise.
     """
-    verdict = judge(find_exercise(key), answer, student_seed=student_seed)
+    verdict = judge(find_exercise(key), answer, student_seed=student_seed or student_seed_of(Path.cwd()))
     print(verdict)
     return verdict
+
+
+def student_seed_of(folder: Path) -> str:
+    """The seed in .natgrad/student.json of a folder; "" without that file. Raises: ValueError if it cannot be read."""
+    place = Path(folder) / ".natgrad" / "student.json"
+    if not place.is_file():
+        return ""
+    try:
+        return str(json.loads(place.read_text(encoding="utf-8"))["seed"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{place} should hold {{"seed": "a word"}}; remove it or mend it.') from None
 
 
 def judge(exercise: Exercise, answer: Callable, *, student_seed: str = "") -> Verdict:
