@@ -20,6 +20,7 @@ from natgrad_lab.widgets.card_controls import CardControls, CardPresets
 from natgrad_lab.widgets.card_figure import HEIGHT, figure_data, height_of
 from natgrad_lab.widgets.card_newest import Newest
 from natgrad_lab.widgets.card_question import CardQuestion
+from natgrad_lab.widgets.card_states import json_ready
 from natgrad_lab.widgets.curves import PlotView
 
 _KEPT = 32  # results of states that were left, so that going back is immediate
@@ -221,10 +222,9 @@ class CardView(ipw.VBox):
         if os.environ.get("NATGRAD_STILL", "0") in ("", "0"):
             return bundle
         data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
-        import json
-
-        figure = self.card.draw(self._result(self.state()))
-        data = {**data, PLOTLY: json.loads(figure.to_json())}
+        figure = json_ready(figure_data(self.card.draw(self._result(self.state()))))
+        figure["layout"]["template"] = {"layout": {"hovermode": "closest"}}  # any, so that plotly does not add its own
+        data = {**data, PLOTLY: figure}
         return (data, *rest) if rest else data
 
 

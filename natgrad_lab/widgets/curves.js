@@ -66,7 +66,7 @@ function render({ model, el }) {
     root.style.height = `${model.get("height")}px`;
     Object.assign(layout, { width: root.clientWidth || undefined, height: model.get("height") });
     const config = { displaylogo: false, showSendToCloud: false, responsive: false, displayModeBar: false };
-    await plotly.react(plot, figure.data, layout, config);
+    await plotly.react(plot, figure.data, forWidth(layout, root.clientWidth), config);
   }
 
   flow.paint = async (header, buffers) => {

@@ -19,7 +19,7 @@ class PlotView(FlowView):
     Offline: nothing is loaded from elsewhere, and nothing can be sent away (no "share" button).
     """
 
-    _esm = source("flow.js", "curves.js")
+    _esm = source("flow.js", "narrow.js", "curves.js")
     height = traitlets.Int(262, help="in CSS pixels").tag(sync=True)
 
     def __init__(self, *, max_redraws: Real = 4, clock: Callable[[], Real] = time.monotonic, **traits):
