@@ -59,7 +59,7 @@ def _moves(seen: Explorer) -> tuple[list[float], list[float]]:
             span = float(np.clip(span * 2 ** rng.choice([-1.5, 1.5]), 16, dim))
         started = time.perf_counter()
         for key in view_tiles(seen, centre, span):
-            if seen.store.get(("exact", *key, "entries" if key[0] == 0 else "rms")) is None:
+            if not seen.is_ready("exact", *key):
                 one = time.perf_counter()
                 seen.tile("exact", *key)
                 tiles.append(time.perf_counter() - one)

@@ -57,8 +57,8 @@ class ExactFisher(Source):
 
     def sums(self, rows: np.ndarray, columns: np.ndarray) -> Float[Tensor, "r c"]:
         """Products of the sums of rows over cells."""
-        left = self._row_sums(rows)
-        return left.mT @ (left if np.array_equal(rows, columns) else self._row_sums(columns))
+        left = self.row_sums(rows)
+        return left.mT @ (left if np.array_equal(rows, columns) else self.row_sums(columns))
 
     def entries(self, rows: slice, columns: slice) -> Float[Tensor, "r c"]:
         """The rectangle, layer pair by layer pair."""
@@ -81,7 +81,13 @@ class ExactFisher(Source):
             if (part := within(edges, *span)) is not None:
                 yield number, *part
 
-    def _row_sums(self, edges: np.ndarray) -> Tensor:
+    def columns(self, where: slice) -> Float[Tensor, "R w"]:
+        """Columns of R, formed."""
+        edges = np.array([where.start, where.stop])
+        return torch.cat([self.gram.blocks[number].columns(*_ends(inside)) for number, _, inside in self._layers(edges)], 1)
+
+    def row_sums(self, edges: np.ndarray) -> Float[Tensor, "R r"]:
+        """Sums of the columns of R over cells."""
         out = torch.zeros(self.gram.num_rows, len(edges) - 1, dtype=self.gram.dtype, device=self.gram.device)
         for number, first, inside in self._layers(edges):
             out[:, first : first + len(inside) - 1] += cell_sums(self.gram.blocks[number], inside)

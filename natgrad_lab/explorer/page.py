@@ -12,6 +12,7 @@ from natgrad_lab.explorer.explore import Explorer
 from natgrad_lab.explorer.pyramid import TILE
 from natgrad_lab.plots.style import colour_table
 
+SCRIPTS = ("geometry.js", "svg.js", "panel.js", "viewer.js")
 KEPT_CELLS = 1024  # cells a side of the finest level that a page keeps
 
 
@@ -24,15 +25,18 @@ def page(seen: Explorer, title: str, cells: int = KEPT_CELLS) -> str:
     """
     if not isinstance(cells, int) or cells < 1:
         raise ValueError(f"cells must be a positive integer; got {cells!r}.")
+    sources = [name for name in seen.sources if not name.startswith("inverse")]  # a page has no damping to choose
     levels = range(seen.pyramid.level_for(0, seen.layout.dim, cells), seen.pyramid.num_levels)
     kinds = {"entries": levels[:1] if levels.start == 0 else [], **dict.fromkeys(("rms", "mean"), levels[levels.start == 0 :])}
     tiles = {
         source: {kind: {str(level): _tiles(seen.picture(source, level, kind)) for level in kinds[kind]} for kind in kinds}
-        for source in seen.sources
+        for source in sources
     }
-    about = seen.about() | {"finest": levels.start, "limits": {name: seen.limits(name) for name in seen.sources}}
+    limits = {name: seen.limits(name) for name in sources}
+    about = seen.about() | {"finest": levels.start, "limits": limits, "sources": sources}
     data = {
-        "about": about, "tiles": tiles, "counts": {str(level): seen.pyramid.num_cells(level) for level in levels},
+        "about": about, "analysis": seen.analysis(), "tiles": tiles,
+        "counts": {str(level): seen.pyramid.num_cells(level) for level in levels},
         "colours": {name: _text(colour_table(name).tobytes()) for name in ("sequential", "diverging")},
     }  # fmt: skip
     kept = "single entries" if levels.start == 0 else f"cells of {2**levels.start:,} parameters or one unit"
@@ -42,7 +46,7 @@ def page(seen: Explorer, title: str, cells: int = KEPT_CELLS) -> str:
     )
     parts = {
         "css": asset("explorer.css"), "title": html.escape(title), "facts": html.escape(facts), "data": safe_json(data),
-        "js": asset("geometry.js", "viewer.js", "page.js"),
+        "js": asset(*SCRIPTS, "page.js"),
     }  # fmt: skip
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], asset("page.html"))  # once: parts may hold braces
 

@@ -7,6 +7,7 @@ is what is left; above it, cells hold 1, 2, 4, ... whole units. Cells never cros
 from bisect import bisect_right
 
 import numpy as np
+from torch import nn
 
 from natgrad_lab.parameters import Layer, ParameterLayout
 
@@ -16,12 +17,16 @@ TILE = 64  # cells a side
 class Pyramid:
     """The cells of every level over one layout."""
 
-    def __init__(self, layout: ParameterLayout):
-        """Choose as many levels as bring the picture to one tile, or every layer to one cell."""
+    def __init__(self, layout: ParameterLayout, by_layer: bool = True):
+        """Choose as many levels as bring the picture to one tile, or every layer to one cell.
+
+        With `by_layer` False, for parameters in an order of their own, there are neither layers nor units.
+        """
         self.layout = layout
+        self._layers = layout.layers if by_layer else (_one_layer(layout.dim),)
         self._cache: dict[int, np.ndarray] = {}
         level = 0
-        while len(self.edges(level)) - 1 > max(TILE, len(layout.layers)) and 2**level < layout.dim:
+        while len(self.edges(level)) - 1 > max(TILE, len(self._layers)) and 2**level < layout.dim:
             level += 1
         self.num_levels = level + 1
 
@@ -30,7 +35,7 @@ class Pyramid:
         if not 0 <= level <= 40:
             raise ValueError(f"levels count from 0, single entries, to the coarsest; got {level}.")
         if level not in self._cache:
-            parts = [layer.start + _layer_edges(layer, 2**level)[:-1] for layer in self.layout.layers]
+            parts = [layer.start + _layer_edges(layer, 2**level)[:-1] for layer in self._layers]
             self._cache[level] = np.concatenate([*parts, [self.layout.dim]]).astype(np.int64)
         return self._cache[level]
 
@@ -59,6 +64,10 @@ class Pyramid:
     def cell_at(self, level: int, index: int) -> int:
         """The cell that holds a parameter."""
         return bisect_right(self.edges(level), index) - 1
+
+
+def _one_layer(dim: int) -> Layer:
+    return Layer("", nn.Identity(), 0, (1, dim), False, (), has_rows=False)
 
 
 def _layer_edges(layer: Layer, size: int) -> np.ndarray:

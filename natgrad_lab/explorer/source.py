@@ -12,6 +12,10 @@ from natgrad_lab.shapes import Float, Tensor
 REDUCTIONS = ("rms", "mean", "entries")
 
 
+class TooDear(ValueError):
+    """A picture that would take minutes, refused with what to choose instead."""
+
+
 class Source(ABC):
     """A symmetric (dim, dim) matrix; edges are integer arrays as in `cells`."""
 

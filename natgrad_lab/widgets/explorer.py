@@ -1,16 +1,21 @@
 """The Fisher explorer in a notebook: the page asks for tiles, a worker computes them, newest question first."""
 
+import io
+import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import anywidget
+import numpy as np
 import torch
 import traitlets
 from torch import nn
 
-from natgrad_lab.explorer import MEMORY_BUDGET, Explorer, explorer
-from natgrad_lab.explorer.page import asset
+from natgrad_lab.explorer import MEMORY_BUDGET, Explorer, Region, explorer
+from natgrad_lab.explorer.matrices import places
+from natgrad_lab.explorer.page import SCRIPTS, asset
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.plots.style import colour_table
 from natgrad_lab.shapes import Tensor
@@ -19,6 +24,7 @@ from natgrad_lab.widgets.png import png
 _BATCH = 4  # tiles taken on before the questions are looked at again
 _TOGETHER = 36  # tiles of a level that is computed as a whole when most of it is asked for
 _STEADY = 1.0  # seconds for which dear limits of colours stay
+_FIRST = "exact"
 _TABLES = ("sequential", "diverging")
 
 
@@ -27,10 +33,11 @@ class FisherExplorer(anywidget.AnyWidget):
 
     Whatever the page asks for is computed on one worker thread. A newer question of the same page replaces what is left of
     the older one; every tile that was computed is sent and kept by the page, however late, unless `show` has changed the
-    matrix since. `state` is the view (row, column, span, source, scale): set it to open the same view again.
+    matrix since. `state` is the view (row, column, span, source, scale, order, white, damping): the same view opens again with
+    `FisherExplorer(view.explorer, state=view.state)`, or `ng.explore(..., state=view.state)`.
     """
 
-    _esm = asset("geometry.js", "viewer.js", "widget.js")
+    _esm = asset(*SCRIPTS, "widget.js")
     _css = asset("explorer.css")
     state = traitlets.Dict().tag(sync=True)
 
@@ -42,6 +49,11 @@ class FisherExplorer(anywidget.AnyWidget):
         self._ready = threading.Condition()
         self._worker: threading.Thread | None = None
         self._closed = False
+        self._jobs: dict[str, Callable[[], None]] = {}
+        kept = traits.get("state") or {}
+        wanted = {key: kept[key] for key in ("order", "white", "damping") if key in kept}
+        if wanted:
+            self._seen = self._rearrange(wanted)
         super().__init__(**traits)
         self.on_msg(self._from_page)
 
@@ -52,8 +64,11 @@ class FisherExplorer(anywidget.AnyWidget):
 
     def show(self, seen: Explorer) -> None:
         """Show another matrix over the same parameters, in the same view. From any thread."""
-        if seen.about() != self._seen.about():
+        if _same_parts(seen) != _same_parts(self._seen):
             raise ValueError("show needs an Explorer of the same layers and matrices; open another with ng.explore(...).")
+        self._show(seen)
+
+    def _show(self, seen: Explorer) -> None:
         with self._ready:
             self._seen, self._epoch = seen, self._epoch + 1
             self._wanted = {view: [] for view in self._wanted}
@@ -93,13 +108,65 @@ class FisherExplorer(anywidget.AnyWidget):
                 self._answer(kind, message)
 
     def _answer(self, kind: str, message: dict) -> None:
-        """Answer a message of another kind; subclasses have some."""
+        """Answer a message of another kind. The newest of a kind replaces one that waits; all of it after the tiles."""
+        jobs = {"arrange": self._arrange, "analysis": self._analyse, "region": self._send_region}
+        if kind in jobs:
+            self._jobs[kind] = lambda: jobs[kind](message)
+            self._wake()
+
+    def _arrange(self, message: dict) -> None:
+        """Show another order, coordinates or damping; told to the page where that is refused."""
+        wanted = {key: message[key] for key in ("order", "white", "damping") if message.get(key) is not None}
+        try:
+            other = self._rearrange(wanted)
+        except Exception:
+            self._to_page({"type": "arranged", "arrangement": self._seen.about()["arrangement"]})
+            raise
+        with self._ready:
+            self._rearranged = True
+            if (other.sources.order is None) != (self._seen.sources.order is None):
+                self._shown = {}  # other cells: what a page shows of them it asks for
+            self._show(other)
+
+    def _rearrange(self, wanted: dict) -> Explorer:
+        return self._seen.arranged(**wanted)
+
+    def _analyse(self, _message: dict) -> None:
+        seen, epoch = self._seen, self._epoch
+        self._to_page({"type": "analysis", "epoch": epoch, "analysis": seen.analysis()})
+
+    def _send_region(self, message: dict) -> None:
+        with io.BytesIO() as file:
+            self._write_region(file, message)
+            self._to_page({"type": "region"}, [file.getvalue()])
+
+    def save_region(self, path: str | Path, text: str, source: str = "exact") -> None:
+        """Write the entries of a region, as "W2 x W1[0]", as .npz: entries, the names of its rows and columns, and the state.
+
+        Raises: ValueError above 16 million entries.
+        """
+        region = self._seen.region(text)
+        rows, columns = region.rows, region.columns
+        with Path(path).open("wb") as file:
+            self._write_region(
+                file, {"rows": [rows.start, rows.stop], "columns": [columns.start, columns.stop], "source": source}
+            )
+
+    def _write_region(self, file, message: dict) -> None:
+        seen = self._seen
+        rows, columns = (slice(*message[axis]) for axis in ("rows", "columns"))
+        np.savez(
+            file, values=seen.values(Region(rows, columns), message["source"]).cpu().numpy(), source=message["source"],
+            rows=[seen.name_at(i) for i in range(rows.start, rows.stop)],
+            columns=[seen.name_at(i) for i in range(columns.start, columns.stop)],
+            state=json.dumps(self.state | seen.about()["arrangement"]),
+        )  # fmt: skip
 
     def _want_greeting(self) -> None:
         self._greet = True
         self._wake()
 
-    _greet = _renewed = False
+    _greet = _renewed = _rearranged = _live = False
     _framed = -1  # the newest matrix of which a frame was sent
 
     def _wake(self) -> None:
@@ -111,13 +178,16 @@ class FisherExplorer(anywidget.AnyWidget):
     def _work(self) -> None:
         while True:
             with self._ready:
-                while not self._closed and not self._greet and not self._renewed and not any(self._wanted.values()):
+                while not (self._closed or self._greet or self._renewed or any(self._wanted.values()) or self._jobs):
                     self._ready.wait()
                 if self._closed:
                     return
                 seen, epoch = self._seen, self._epoch
                 greet, renewed, self._greet, self._renewed = self._greet, self._renewed, False, False
-                asked = None if greet or renewed else next(tiles for tiles in self._wanted.values() if tiles)
+                asked = None if greet or renewed else next((tiles for tiles in self._wanted.values() if tiles), None)
+                job = None if greet or renewed or asked else next(iter(self._jobs.values()))
+                if job is not None:
+                    self._jobs = {name: each for name, each in self._jobs.items() if each is not job}
                 together = bool(asked) and self._is_most_of_a_level(seen, asked)
                 count = 0 if not asked else len(asked) if together else min(_BATCH, len(asked))
                 batch = [asked.pop(0) for _ in range(count)]
@@ -127,6 +197,8 @@ class FisherExplorer(anywidget.AnyWidget):
                     self._send_greeting(seen, epoch)
                 if renewed:
                     self._send_frame(seen, epoch, shown)
+                elif job is not None:
+                    job()
                 elif asked is not None:
                     if together:
                         seen.picture(batch[0][0], batch[0][1], batch[0][2])
@@ -143,9 +215,15 @@ class FisherExplorer(anywidget.AnyWidget):
         return 0 < whole <= _TOGETHER and 2 * len(asked) > whole and all(each[:3] == asked[0][:3] for each in asked)
 
     def _send_greeting(self, seen: Explorer, epoch: int) -> None:
-        about = seen.about() | {"limits": {name: seen.limits(name) for name in seen.sources}}
+        about = seen.about() | {"limits": {_FIRST: seen.limits(_FIRST)}, "live": self._live}
         tables = [colour_table(name).tobytes() for name in _TABLES]
-        self._to_page({"type": "about", "about": about, "epoch": epoch, "colours": _TABLES}, tables)
+        header = {"type": "about", "about": about, "epoch": epoch, "colours": _TABLES}
+        self._to_page(header, [*tables, *self._places(seen, about)])
+
+    @staticmethod
+    def _places(seen: Explorer, about: dict | None) -> list[bytes]:
+        """Where single parameters are in another order, their places; else nothing."""
+        return [] if about is None or (order := places(seen.sources)) is None else [order.tobytes()]
 
     def _send_frame(self, seen: Explorer, epoch: int, shown: dict[str, list[tuple]]) -> None:
         """Another matrix in the same view: its limits, the tiles that a page shows and those of its map, in one message.
@@ -167,21 +245,33 @@ class FisherExplorer(anywidget.AnyWidget):
                     if epoch == self._epoch:
                         self._wanted[view] = asked
         headers, buffers = self._packed(seen, dict.fromkeys(tiles))
-        limits = self._limits_now(seen, {each[0] for each in tiles})
-        self._to_page({"type": "frame", "epoch": epoch, "limits": limits, "tiles": headers}, buffers)
+        limits = self._limits_now(seen, epoch, {asked[0][0] for asked in shown.values() if asked})
+        about = seen.about() if self._rearranged else None
+        self._rearranged = False
+        self._to_page({"type": "frame", "epoch": epoch, "limits": limits, "about": about, "tiles": headers},
+                      [*buffers, *self._places(seen, about)])  # fmt: skip
         with self._ready:
             self._framed = epoch
             self._ready.notify_all()
 
-    _limits, _limited = None, -_STEADY
+    _limited = -_STEADY
 
-    def _limits_now(self, seen: Explorer, shown: set[str]) -> dict:
+    def _limits_now(self, seen: Explorer, epoch: int, shown: set[str]) -> dict:
         """The limits of colours of the matrices shown; where they need a picture of their own, at most once a second."""
-        names = shown & set(self._limits or ()) or set(seen.sources)
-        if self._limits is None or time.monotonic() - self._limited >= _STEADY or all(map(seen.has_picture, names)):
-            self._limits = (self._limits or {}) | {name: seen.limits(name) for name in names}
-            self._limited = time.monotonic()
-        return self._limits
+        if time.monotonic() - self._limited < _STEADY and not all(map(seen.has_picture, shown)):
+            return {}
+        self._limited = time.monotonic()
+        return self._limits_of(seen, epoch, shown)
+
+    def _limits_of(self, seen: Explorer, epoch: int, names: Iterable[str]) -> dict:
+        """Limits that were not told yet for this matrix."""
+        if self._told[0] != epoch:
+            self._told = epoch, set()
+        new = [name for name in names if name not in self._told[1]]
+        self._told[1].update(new)
+        return {name: seen.limits(name) for name in new}
+
+    _told: tuple[int, set] = (-1, set())
 
     @staticmethod
     def _packed(seen: Explorer, tiles: Iterable[tuple]) -> tuple[list[dict], list[bytes]]:
@@ -206,7 +296,8 @@ class FisherExplorer(anywidget.AnyWidget):
 
     def _send_group(self, seen: Explorer, epoch: int, group: list[tuple]) -> None:
         headers, buffers = self._packed(seen, group)
-        self._to_page({"type": "tiles", "epoch": epoch, "tiles": headers}, buffers)
+        limits = self._limits_of(seen, epoch, {each[0] for each in group})
+        self._to_page({"type": "tiles", "epoch": epoch, "limits": limits, "tiles": headers}, buffers)
 
     def _to_page(self, header: dict, buffers: list | None = None) -> None:
         if self.comm is not None:  # closed
@@ -217,10 +308,12 @@ class FisherExplorer(anywidget.AnyWidget):
         return bundle if bundle is None else _with_png(bundle, self._seen)
 
 
+def _same_parts(seen: Explorer) -> tuple:
+    return seen.layout.dim, seen.about()["layers"], list(seen.sources)
+
+
 def _with_png(bundle, seen: Explorer):
     """Add the overview to a mime bundle (a dict, or a pair of data and metadata), for pages without a kernel."""
-    import numpy as np
-
     (_, picture), (low, high) = seen.overview(), seen.limits()
     with np.errstate(divide="ignore"):
         place = (np.log10(np.abs(picture)) - np.log10(low)) / np.log10(high / low)
@@ -241,13 +334,15 @@ def explore(
     num_samples: int = 1,
     generator: torch.Generator | None = None,
     memory_budget: int = MEMORY_BUDGET,
+    state: dict | None = None,
 ) -> FisherExplorer:
     """Open the exact Fisher of `model` on a batch in a notebook: `ng.explore(model, ng.likelihoods.Categorical(), inputs)`.
 
-    Args, Raises: as `explorer.explorer`; `approximations=["kfac"]` adds K-FAC and its error to the matrices to choose from.
+    Args, Raises: as `explorer.explorer`; `approximations=["kfac"]` adds K-FAC, its error and its inverse to
+        the matrices to choose from; `state`, of another explorer, opens the same view.
     """
     seen = explorer(
         model, likelihood, inputs, fisher_type, approximations=approximations, targets=targets, num_samples=num_samples,
         generator=generator, memory_budget=memory_budget,
     )  # fmt: skip
-    return FisherExplorer(seen)
+    return FisherExplorer(seen, state=state or {})

@@ -2,13 +2,13 @@
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
 from torch import nn
 
-from natgrad_lab.explorer import MEMORY_BUDGET, Explorer
+from natgrad_lab.explorer import MEMORY_BUDGET, Arrangement, Explorer
 from natgrad_lab.fisher.gram import gram_from_scores
 from natgrad_lab.fisher.scores import score_pass
 from natgrad_lab.likelihoods import Likelihood
@@ -85,6 +85,7 @@ class LiveExplorer(FisherExplorer):
         memory_budget: int = MEMORY_BUDGET,
         snapshot_budget: int = 2**28,
         clock=time.monotonic,
+        state: dict | None = None,
     ):
         """Look once, with all checks."""
         if pace < 0:
@@ -94,11 +95,11 @@ class LiveExplorer(FisherExplorer):
         self._pace, self._budget, self._clock = pace, max(memory_budget - snapshot_budget, 2**26), clock
         self._layout = ParameterLayout(model)
         self._past, self._at, self._follows, self._painted = Snapshots(snapshot_budget), 0, True, -1
-        self._looking = threading.Lock()
+        self._looking, self._arrangement = threading.Lock(), Arrangement()
         snapshot = self._look("start", verify=True)
         self._past.append(snapshot)
         self._looked = clock()
-        super().__init__(self._open(snapshot))
+        super().__init__(self._open(snapshot), state=state or {})
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
@@ -118,6 +119,7 @@ class LiveExplorer(FisherExplorer):
             with self._ready:
                 self._past.append(snapshot)
                 if self._follows:
+                    self._rearranged = self._arrangement.order != "layer"
                     self._at = len(self._past.all()) - 1
                     self.show(self._open(snapshot))
                     self._ready.wait_for(lambda: self._framed >= self._epoch or not self._wanted, _YIELD)
@@ -134,11 +136,14 @@ class LiveExplorer(FisherExplorer):
             self.show(self._open(kept[at]))
             self._tell_time()
 
+    _live = True
+
     def _is_behind(self) -> bool:
         """Whether some page has two matrices still to paint: one is made while the other is on its way."""
         return self._follows and bool(self._wanted) and self._painted < self._epoch - 1
 
     def _answer(self, kind: str, message: dict) -> None:
+        super()._answer(kind, message)
         if kind == "painted":
             self._painted = max(self._painted, int(message["epoch"]))
         if kind == "time":
@@ -152,7 +157,16 @@ class LiveExplorer(FisherExplorer):
         return Snapshot(gram_from_scores(passed), text)
 
     def _open(self, snapshot: Snapshot) -> Explorer:
-        return Explorer(snapshot.gram, self._layout, memory_budget=self._budget)
+        return Explorer(snapshot.gram, self._layout, memory_budget=self._budget, arrangement=self._arrangement)
+
+    def _rearrange(self, wanted: dict) -> Explorer:
+        now = self._arrangement
+        self._arrangement = replace(now, **wanted)
+        try:
+            return self._open(self._past.all()[self._at])
+        except Exception:
+            self._arrangement = now
+            raise
 
     def _tell_time(self) -> None:
         kept = self._past.all()

@@ -203,7 +203,7 @@ def test_overview_is_the_pooled_dense_matrix_and_fills_the_tiles():
     expected = by_loops(dense, edges, edges, "rms")
     np.testing.assert_allclose(seen.sources["exact"].tile(edges, edges), expected, rtol=1e-10)
     np.testing.assert_allclose(picture, expected, rtol=1e-6)
-    assert seen.store.get(("exact", level, 0, 0, "rms")) is not None
+    assert seen.is_ready("exact", level, 0, 0, "rms")
     np.testing.assert_array_equal(seen.overview()[1], picture)
 
 

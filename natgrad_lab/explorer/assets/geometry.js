@@ -1,14 +1,16 @@
 // Cells of every level and names of parameters: the same rules as pyramid.py and places.py, in closed form.
 
 function geometry(about) {
-  const { layers, dim } = about;
+  const { layers, dim, places, units } = about;
+  const whole = { start: 0, units: 1, width: dim, rows: false, number: 0 };
+  const shown = places ? [whole] : layers; // what has a grid of its own: in an order of single parameters nothing has
   const grids = new Map();
 
   function grid(level) {
     if (grids.has(level)) return grids.get(level);
     const size = 2 ** level;
     let first = 0;
-    const parts = layers.map((layer) => {
+    const parts = shown.map((layer) => {
       const { units, width } = layer;
       const per = size < width ? Math.ceil(width / size) : 0; // cells of a unit; 0: whole units to a cell
       const group = per ? 1 : 2 ** Math.floor(Math.log2(Math.floor(size / width)));
@@ -31,7 +33,7 @@ function geometry(about) {
     }
     return list[low];
   };
-  const layerAt = (index) => last(layers, (layer) => layer.start <= index);
+  const layerAt = (index) => last(shown, (layer) => layer.start <= index);
 
   function cellAt(level, index) {
     const part = last(grid(level).parts, (each) => each.layer.start <= index);
@@ -59,8 +61,35 @@ function geometry(about) {
     return at;
   };
 
-  function name(index) {
+  // From a place that is shown to the flat order, and back.
+  function flat(index) {
+    if (places) return places[index];
+    if (!units) return index;
     const layer = layerAt(index);
+    const order = units[layers.indexOf(layer)];
+    const width = (layer.units * layer.width) / order.length;
+    const unit = Math.floor((index - layer.start) / width);
+    return index + (order[unit] - unit) * width;
+  }
+
+  function shownAt([start, stop], text) {
+    if (places) {
+      if (stop - start > 1) throw new Error(`“${text}” is spread over this order; only single parameters have a place in it`);
+      const at = places.indexOf(start);
+      return [at, at + 1];
+    }
+    const layer = last(layers, (each) => each.start <= start);
+    if (!units || stop - start === layer.units * layer.width) return [start, stop];
+    const order = units[layers.indexOf(layer)];
+    const width = (layer.units * layer.width) / order.length;
+    const unit = Math.floor((start - layer.start) / width);
+    const moved = (order.indexOf(unit) - unit) * width;
+    return [start + moved, stop + moved];
+  }
+
+  function name(place) {
+    const index = flat(place);
+    const layer = last(layers, (each) => each.start <= index);
     let at = index - layer.start;
     if (!layer.rows) {
       for (const piece of layer.pieces) {
@@ -122,14 +151,16 @@ function geometry(about) {
   function find(text) {
     const parts = text.trim().split(/\s+[x×]\s+|\s*×\s*/).filter(Boolean);
     if (parts.length < 1 || parts.length > 2) throw new Error("one name, or two with x between: W2[3,5] x W1[0,2]");
-    const places = parts.map((part) => findOne(part.trim()));
-    return [places[0], places[places.length - 1]];
+    const found = parts.map((part) => shownAt(findOne(part.trim()), part.trim()));
+    return [found[0], found[found.length - 1]];
   }
+
+  const unitAt = (layer, n) => (units ? units[layers.indexOf(layer)][n] : n);
 
   // Places to rule and to label between two parameters, `room` pixels for each parameter.
   function ticks(from, to, room) {
     const found = [];
-    for (const layer of layers) {
+    for (const layer of shown) {
       const stop = layer.start + layer.units * layer.width;
       if (layer.start >= to || stop <= from) continue;
       const [low, high] = [Math.max(0, from - layer.start), Math.min(stop, to) - layer.start];
@@ -144,10 +175,10 @@ function geometry(about) {
       for (let power = 1; step * scale * room < apart; power *= 10)
         step = [1, 2, 5, 10].map((n) => n * power).find((n) => n * scale * room >= apart) || 10 * power;
       for (let n = Math.ceil(low / scale / step) * step; n * scale < high; n += step)
-        found.push([layer.start + n * scale, byUnit ? `W${layer.number}[${n}]` : name(layer.start + n)]);
+        found.push([layer.start + n * scale, byUnit ? `W${layer.number}[${unitAt(layer, n)}]` : name(layer.start + n)]);
     }
     return found;
   }
 
-  return { grid, cellAt, edge, name, find, ticks, layerAt };
+  return { layers: shown, grid, cellAt, edge, name, find, ticks, layerAt };
 }

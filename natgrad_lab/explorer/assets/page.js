@@ -16,7 +16,7 @@ function kept(source, reduce, level, i, j) {
   return { rows: columns, columns: rows, values: turned };
 }
 
-const viewer = createViewer(document.getElementById("viewer"), given.about, tables, {
+const viewer = createViewer(document.getElementById("viewer"), { ...given.about, scales: ["log", "magnitude", "signedlog", "signed"] }, tables, {
   request(source, reduce, level, wanted) {
     // After this frame, as a kernel would: the viewer is not drawn while it draws.
     setTimeout(() => {
@@ -32,6 +32,7 @@ const viewer = createViewer(document.getElementById("viewer"), given.about, tabl
   },
 });
 window.natgradViewer = viewer;
+viewer.analysed(given.analysis);
 if (opened) restore();
 function restore() {
   const words = new URLSearchParams(opened);

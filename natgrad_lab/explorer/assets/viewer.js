@@ -5,17 +5,22 @@ const LEFT = 92; // room for labels
 const TOP = 40;
 const SMALLEST_CELL = 2; // pixels
 const KEPT_BYTES = 2 ** 27;
+const EACH = 1000; // ms between two spectra of a training
+const SLOW = 500; // ms after which the reader is told that something is computed
 const AGAIN = 4000; // ms after which what did not come is asked for again
 
+const ORDERS = [["layer", "layer"], ["unit", "unit, by its share of the trace"], ["eigenvector", "leading eigenvector"]];
 const SCALES = {
   log: { label: "|F|, log", reduce: "rms", colours: "sequential", log: true, signed: false },
   magnitude: { label: "|F|, linear", reduce: "rms", colours: "sequential", log: false, signed: false },
   signedlog: { label: "signed, log", reduce: "mean", colours: "diverging", log: true, signed: true },
   signed: { label: "signed, linear", reduce: "mean", colours: "diverging", log: false, signed: true },
+  correlationsize: { label: "|correlation|, log", reduce: "correlation size", colours: "sequential", log: true, signed: false, limits: [1e-3, 1] },
+  correlation: { label: "correlation", reduce: "correlation", colours: "diverging", log: false, signed: true, limits: [1e-3, 1] },
 };
 
 function createViewer(root, about, tables, host) {
-  const space = geometry(about);
+  let space = geometry(about);
   const make = (parent, tag, kind, text = "") => {
     const node = document.createElement(tag);
     node.className = kind;
@@ -26,14 +31,16 @@ function createViewer(root, about, tables, host) {
   root.classList.add("natgrad-explorer");
   root.dataset.lmSuppressShortcuts = "true";
   const bar = make(root, "div", "ngx-bar");
-  const choose = (label, options) => {
-    const holder = make(bar, "label", "", `${label} `);
+  const choose = (label, options, where = bar) => {
+    const holder = make(where, "label", "", `${label} `);
     const menu = make(holder, "select", "");
     for (const [value, text] of options) make(menu, "option", "", text).value = value;
     return menu;
   };
   const sourceMenu = choose("matrix", about.sources.map((name) => [name, name]));
-  const scaleMenu = choose("colours", Object.entries(SCALES).map(([name, scale]) => [name, scale.label]));
+  const scaleMenu = choose("colours", Object.entries(SCALES).filter(([name]) => !about.scales || about.scales.includes(name)).map(([name, scale]) => [name, scale.label]));
+  const whiten = make(bar, "button", "ngx-whiten", "Whiten inputs");
+  Object.assign(whiten, { type: "button", hidden: !host.arrange, title: "PRONG's coordinates: every layer's inputs white; again for before" });
   const search = make(bar, "span", "ngx-search");
   const words = make(search, "input", "");
   Object.assign(words, { type: "search", placeholder: "W2[3,5] x W1[0,2]" });
@@ -41,12 +48,16 @@ function createViewer(root, about, tables, host) {
   const go = make(search, "button", "", "Go");
   go.type = "button";
   const buttons = make(bar, "span", "ngx-buttons");
-  const button = (text, title, act) => {
-    const node = make(buttons, "button", "", text);
+  const button = (text, title, act, where = buttons) => {
+    const node = make(where, "button", "", text);
     Object.assign(node, { type: "button", title });
     node.setAttribute("aria-label", title);
     node.addEventListener("click", act);
   };
+  const more = make(root, "details", "ngx-more");
+  make(more, "summary", "", "more");
+  const status = make(root, "div", "ngx-status");
+  const rest = make(more, "div", "ngx-bar");
   const problem = make(root, "div", "ngx-problem");
   problem.setAttribute("role", "alert");
   const body = make(root, "div", "ngx-body");
@@ -57,30 +68,42 @@ function createViewer(root, about, tables, host) {
   overlay.setAttribute("role", "application");
   overlay.setAttribute("aria-label", "Fisher matrix; arrow keys move, plus and minus zoom, Home shows all, w a s d move a cursor");
   const side = make(body, "div", "ngx-side");
-  make(side, "div", "ngx-small", "whole matrix");
-  const map = make(side, "canvas", "ngx-map");
-  const ramp = make(side, "canvas", "ngx-ramp");
+  const beside = make(side, "div", "ngx-beside");
+  const map = make(beside, "canvas", "ngx-map");
+  map.title = "the whole matrix; the frame is what is shown";
+  const key = make(beside, "div", "ngx-key");
+  const ramp = make(key, "canvas", "ngx-ramp");
   [ramp.width, ramp.height] = [256, 1];
-  const ends = make(side, "div", "ngx-ends");
+  const ends = make(key, "div", "ngx-ends");
   const [lowText, midText, highText] = [0, 1, 2].map(() => make(ends, "span", ""));
-  const caption = make(side, "div", "ngx-small");
+  const caption = make(key, "div", "ngx-small");
   const readout = make(side, "div", "ngx-readout");
   readout.setAttribute("aria-live", "polite");
   const HINT = "Wheel or + and − zoom, drag or arrow keys move, point to read an entry.";
   readout.textContent = HINT;
 
-  const state = { row: about.dim / 2, column: about.dim / 2, span: about.dim, source: about.sources[0], scale: "log" };
+  const state = { row: about.dim / 2, column: about.dim / 2, span: about.dim, source: about.sources[0], scale: "log", ...about.arrangement };
+  let damping = 0; // a timer
+  const panel = createPanel(side, make, (value) => {
+    state.damping = value;
+    clearTimeout(damping);
+    damping = setTimeout(() => host.arrange?.({ damping: value }), 80);
+    host.moved?.({ ...state });
+  });
+  let [analysed, analysedAt] = [-1, -Infinity];
   const tiles = new Map(); // key -> {values, rows, columns, bytes, version}
   let [held, version, queued, size, cursor, asked, askedAt, painted] = [0, 0, false, 0, null, "", 0, 0];
-  let limits = about.limits[state.source];
+  let limits = null;
   let mapAsked = "";
   let ruled = "";
+  let waitingSince = null;
+  let pending = false; // an arrangement that was asked for
   let complete = -1;
   let visible = 0; // tiles of the view
   about.epoch ??= 0;
 
   const scale = () => SCALES[state.scale];
-  const reduceAt = (level) => (level === 0 ? "entries" : scale().reduce);
+  const reduceAt = (level) => (level > 0 ? scale().reduce : scale().limits ? "correlations" : "entries");
   const keyOf = (level, i, j) => `${state.source}|${reduceAt(level)}|${level}|${i}|${j}`;
   const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
@@ -210,6 +233,10 @@ function createViewer(root, about, tables, host) {
       root.dataset.frames = complete;
       host.painted?.(complete);
     }
+    if (missing.length) waitingSince ??= performance.now();
+    else waitingSince = null;
+    tellWork();
+    if (!missing.length) analyse();
     ask(level, missing);
     rule(level);
     drawMap();
@@ -241,13 +268,32 @@ function createViewer(root, about, tables, host) {
     setTimeout(once, document.hidden ? 0 : 250);
   }
 
+  function tellWork() {
+    const slow = waitingSince !== null && performance.now() - waitingSince > SLOW;
+    status.textContent = pending ? "computing another arrangement …" : slow && !problem.textContent ? "computing …" : "";
+    if (waitingSince !== null && !slow) setTimeout(redraw, SLOW);
+  }
+
+  const isNumbered = (level) => level === 0 && size / state.span >= 44;
+
+  function analyse() {
+    if (!host.analyse || analysed === about.epoch) return;
+    const wait = analysedAt + (about.live ? EACH : 0) - performance.now();
+    if (wait > 0) return void setTimeout(redraw, wait + 10);
+    [analysed, analysedAt] = [about.epoch, performance.now()];
+    host.analyse();
+  }
+
   function rule(level) {
-    const numbered = level === 0 && size / state.span >= 44; // the numbers change with the matrix, the rest does not
-    const drawn = JSON.stringify([level, state, size, cursor, overlay.width, numbered && painted, getComputedStyle(root).color]);
+    // The numbers change with the matrix, the rest does not.
+    const drawn = JSON.stringify([level, state, size, cursor, overlay.width, isNumbered(level) && painted, getComputedStyle(root).color]);
     if (drawn === ruled) return;
     ruled = drawn;
+    paintOver(overlay.getContext("2d"), level);
+  }
+
+  function paintOver(pen, level) {
     const ratio = overlay.width / (size + LEFT);
-    const pen = overlay.getContext("2d");
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, size + LEFT, size + TOP);
     const style = getComputedStyle(root);
@@ -267,7 +313,7 @@ function createViewer(root, about, tables, host) {
     };
     for (const axis of ["row", "column"]) {
       const [low, high] = [Math.max(0, from(axis)), Math.min(about.dim, from(axis) + state.span)];
-      for (const layer of about.layers) {
+      for (const layer of space.layers) {
         const stop = layer.start + layer.units * layer.width;
         if (layer.start > high || stop < low) continue;
         if (layer.rows && layer.width * room >= 9)
@@ -280,7 +326,7 @@ function createViewer(root, about, tables, host) {
       }
       label(pen, axis, low, high, room, at);
     }
-    if (numbered) numbers(pen, room, at);
+    if (isNumbered(level)) numbers(pen, room, at);
     if (cursor) {
       const box = ["row", "column"].map((axis) => {
         const cell = space.cellAt(level, cursor[axis]);
@@ -309,7 +355,7 @@ function createViewer(root, about, tables, host) {
         pen.fillRect(LEFT + place, TOP - 6, 1, 6);
         free = start + width + 8;
       } else {
-        if (middle < free) continue;
+        if (middle < free || middle > size) continue;
         pen.fillText(text, LEFT - 8 - Math.min(width, LEFT - 10), TOP + Math.max(middle + 4, 9), LEFT - 10);
         pen.fillRect(LEFT - 6, TOP + place, 6, 1);
         free = middle + 14;
@@ -327,11 +373,12 @@ function createViewer(root, about, tables, host) {
     pen.textAlign = "center";
     for (let i = Math.max(0, Math.floor(from("row"))); i < Math.min(about.dim, from("row") + state.span); i++)
       for (let j = Math.max(0, Math.floor(from("column"))); j < Math.min(about.dim, from("column") + state.span); j++) {
-        const cell = valueAt(0, i, j);
+        const [x, y] = [at("column", j), at("row", i)];
+        const cell = x > -2 && x + room < size + 2 && y > -room / 3 && y + room * 0.7 < size && valueAt(0, i, j);
         if (!cell) continue;
         const byte = bytesOf(cell.tile)[cell.at];
         pen.fillStyle = (scale().signed ? Math.abs(byte - 127.5) > 80 : byte < 150) ? "white" : "black";
-        pen.fillText(short(cell.value), LEFT + at("column", j) + room / 2, TOP + at("row", i) + room / 2 + 4, room - 4);
+        pen.fillText(short(cell.value), LEFT + x + room / 2, TOP + y + room / 2 + 4, room - 4);
       }
     pen.textAlign = "start";
   }
@@ -346,6 +393,11 @@ function createViewer(root, about, tables, host) {
     return { tile, at, value: tile.values[at], i, j };
   }
 
+  const symbol = () => {
+    const matrix = state.source === "exact" ? "F" : state.source;
+    return scale().limits ? `correlation in ${matrix}` : matrix;
+  };
+
   function read(level) {
     if (!cursor) return void (readout.textContent = HINT);
     const cell = valueAt(level, cursor.row, cursor.column);
@@ -356,7 +408,7 @@ function createViewer(root, about, tables, host) {
     };
     const [[height, one], [width, two]] = [span("row"), span("column")];
     const value = cell ? cell.value.toPrecision(6) : "…";
-    const how = height * width === 1 ? "F" : `${scale().reduce === "rms" ? "root mean square" : "mean"} of ${(height * width).toLocaleString("en")} entries`;
+    const how = height * width === 1 ? symbol() : `${scale().signed ? "mean" : "root mean square"} of ${(height * width).toLocaleString("en")} entries`;
     readout.textContent = `${one} × ${two}: ${how} = ${value}`;
     readout.dataset.value = value;
   }
@@ -408,7 +460,7 @@ function createViewer(root, about, tables, host) {
     [lowText.textContent, midText.textContent, highText.textContent] = kind.signed
       ? [`−${high}`, kind.log ? `±${low}` : "0", high]
       : [kind.log ? low : "0", "", high];
-    caption.textContent = `${kind.label}; a cell of many entries shows their ${kind.reduce === "rms" ? "root mean square" : "mean"}`;
+    caption.textContent = `${symbol()}, ${kind.log ? "logarithmic" : "linear"}. A cell of many entries shows their ${kind.signed ? "mean" : "root mean square"}.`;
   }
 
   function changed() {
@@ -420,9 +472,10 @@ function createViewer(root, about, tables, host) {
   }
 
   function recolour() {
-    limits = about.limits[state.source];
+    limits = scale().limits || about.limits[state.source] || about.limits[about.sources[0]] || [1e-3, 1];
     version++;
-    [sourceMenu.value, scaleMenu.value] = [state.source, state.scale];
+    [sourceMenu.value, scaleMenu.value, orderMenu.value] = [state.source, state.scale, state.order];
+    whiten.setAttribute("aria-pressed", state.white);
     legend();
     changed();
   }
@@ -455,22 +508,50 @@ function createViewer(root, about, tables, host) {
   button("+", "zoom in", () => zoom(0.5));
   button("−", "zoom out", () => zoom(2));
   button("All", "show the whole matrix", whole);
+  const orderMenu = choose("sort by", ORDERS, rest);
+  orderMenu.parentNode.hidden = !host.arrange;
+  orderMenu.addEventListener("change", () => arrange({ order: orderMenu.value }));
+  whiten.addEventListener("click", () => arrange({ white: !state.white }));
+  function arrange(change) {
+    Object.assign(state, change);
+    pending = true;
+    recolour();
+    host.arrange(change);
+  }
+  const saves = make(rest, "span", "ngx-buttons");
+  const background = () => {
+    const colour = getComputedStyle(root).getPropertyValue("--jp-layout-color0").trim() || getComputedStyle(document.body).backgroundColor;
+    return colour === "rgba(0, 0, 0, 0)" ? "white" : colour;
+  };
   button("PNG", "save this view as PNG", () => {
     const both = document.createElement("canvas");
     [both.width, both.height] = [overlay.width, overlay.height];
     const pen = both.getContext("2d");
-    pen.fillStyle = getComputedStyle(document.body).backgroundColor;
+    pen.fillStyle = background();
     pen.fillRect(0, 0, both.width, both.height);
     const ratio = overlay.width / (size + LEFT);
     pen.drawImage(pixels, LEFT * ratio, TOP * ratio, size * ratio, size * ratio);
     pen.drawImage(overlay, 0, 0);
-    both.toBlob((blob) => {
-      const link = document.createElement("a");
-      Object.assign(link, { href: URL.createObjectURL(blob), download: "fisher.png" });
-      link.click();
-      URL.revokeObjectURL(link.href);
-    });
-  });
+    both.toBlob((blob) => saveAs(blob, "fisher.png"));
+  }, saves);
+  button("SVG", "save this view as SVG: labels and lines stay text and lines", () => {
+    const { pen, text } = svgPen(document.createElement("canvas").getContext("2d"));
+    paintOver(pen, levelNow());
+    const image = `<image x="${LEFT}" y="${TOP}" width="${size}" height="${size}" style="image-rendering:pixelated" href="${pixels.toDataURL()}"/>`;
+    const family = getComputedStyle(root).fontFamily;
+    saveAs(new Blob([text(size + LEFT, size + TOP, family, background(), image)], { type: "image/svg+xml" }), "fisher.svg");
+  }, saves);
+  if (host.save)
+    button("npz", "save the entries of this region with their names, for NumPy", () => {
+      const ends = (axis) => [Math.max(0, Math.floor(from(axis))), Math.min(about.dim, Math.ceil(from(axis) + state.span))];
+      host.save({ rows: ends("row"), columns: ends("column"), source: state.source });
+    }, saves);
+  if (host.arrange)
+    button("Copy view", "copy what ng.explore(..., state=...) needs to open this view again", () => {
+      const text = JSON.stringify(state).replace(/:true/g, ":True").replace(/:false/g, ":False");
+      navigator.clipboard?.writeText(text);
+      root.dataset.copied = text;
+    }, saves);
 
   const pointed = (event) => {
     const box = pixels.getBoundingClientRect();
@@ -551,14 +632,16 @@ function createViewer(root, about, tables, host) {
   function layOut() {
     const room = root.clientWidth;
     if (!room) return;
-    const beside = room >= 640;
-    body.classList.toggle("ngx-narrow", !beside);
-    size = Math.max(160, Math.min(about.side || 620, room - LEFT - (beside ? 230 : 4)));
+    const wide = room >= 820;
+    body.classList.toggle("ngx-narrow", !wide);
+    size = Math.max(160, Math.min(about.side || 620, room - LEFT - (wide ? 320 : 4)));
     const ratio = window.devicePixelRatio || 1;
     [pixels.width, pixels.height] = [Math.round(size * ratio), Math.round(size * ratio)];
     [overlay.width, overlay.height] = [Math.round((size + LEFT) * ratio), Math.round((size + TOP) * ratio)];
-    [map.width, map.height] = [150, 150];
+    [map.width, map.height] = [130, 130];
+    panel.draw();
     Object.assign(pixels.style, { left: `${LEFT}px`, top: `${TOP}px`, width: `${size}px`, height: `${size}px` });
+    ruled = ""; // a canvas of a new size is empty
     const outer = { width: `${size + LEFT}px`, height: `${size + TOP}px` };
     [overlay, stage].forEach((node) => Object.assign(node.style, outer));
     redraw();
@@ -566,28 +649,51 @@ function createViewer(root, about, tables, host) {
   const resized = new ResizeObserver(layOut);
   resized.observe(root);
   recolour();
+  panel.damp(state.damping);
   layOut();
 
   return {
+    limit(newLimits) {
+      const changes = Object.entries(newLimits).filter(([name, pair]) => String(pair) !== String(about.limits[name]));
+      Object.assign(about.limits, newLimits);
+      if (changes.some(([name]) => name === state.source)) recolour();
+    },
+    rearrange(given, places) {
+      const moved = places || about.places; // cells of another shape
+      Object.assign(about, given, { places, limits: about.limits });
+      space = geometry(about);
+      if (moved) [tiles.clear(), (held = 0)];
+      sourceMenu.replaceChildren();
+      for (const name of about.sources) make(sourceMenu, "option", "", name).value = name;
+      if (!about.sources.includes(state.source)) state.source = about.sources[0];
+      this.arranged(given.arrangement);
+    },
+    arranged(arrangement) {
+      const sliding = state.damping;
+      Object.assign(state, arrangement);
+      if (sliding !== state.damping) panel.damp(state.damping);
+      pending = false;
+      Object.assign(root.dataset, { order: state.order, white: state.white });
+      cursor = null;
+      recolour();
+    },
+    analysed: panel.take,
     receive(source, reduce, level, i, j, rows, columns, values) {
       remember(`${source}|${reduce}|${level}|${i}|${j}`, { values, rows, columns, epoch: about.epoch, version: -1, bytes: null });
       redraw();
     },
     renew(epoch, newLimits) {
-      const same = JSON.stringify(newLimits) === JSON.stringify(about.limits);
-      Object.assign(about, { epoch, limits: newLimits });
+      about.epoch = epoch;
       [asked, mapAsked] = ["", ""];
-      if (!same) {
-        limits = about.limits[state.source];
-        version++;
-        legend();
-      }
+      this.limit(newLimits);
       redraw();
     },
     show(given) {
       for (const name of ["row", "column", "span"]) if (Number.isFinite(given[name])) state[name] = given[name];
       if (about.sources.includes(given.source)) state.source = given.source;
       if (SCALES[given.scale]) state.scale = given.scale;
+      if (given.damping > 0) state.damping = given.damping;
+      panel.damp(state.damping);
       recolour();
     },
     retry() {

@@ -19,12 +19,19 @@ export default {
 
     function begin(message, buffers) {
       epoch = message.epoch;
-      if (viewer) return viewer.renew(epoch, message.about.limits);
+      if (viewer) {
+        viewer.rearrange(message.about, placesOf(buffers[message.colours.length]));
+        return viewer.renew(epoch, message.about.limits);
+      }
       const bytes = (buffer) => new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
+      const places = placesOf(buffers[message.colours.length]);
       const tables = Object.fromEntries(message.colours.map((name, k) => [name, colourTable(bytes(buffers[k]))]));
-      viewer = createViewer(root, { ...message.about, epoch }, tables, {
+      viewer = createViewer(root, { ...message.about, epoch, places }, tables, {
         request: (source, reduce, level, tiles, all) =>
           send({ type: "tiles", number: ++number, epoch, source, reduce, level, tiles, all }),
+        arrange: (change) => send({ type: "arrange", ...change }),
+        analyse: () => send({ type: "analysis" }),
+        save: (region) => send({ type: "region", ...region }),
         painted: (which) => send({ type: "painted", epoch: which }),
         moved(state) {
           clearTimeout(saving);
@@ -37,6 +44,8 @@ export default {
       viewer.show(model.get("state"));
       root.dataset.ready = "1";
     }
+
+    const placesOf = (buffer) => (buffer ? new Int32Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength)) : null);
 
     function take(message, buffers) {
       message.tiles.forEach(({ source, reduce, level, row, column, rows, columns }, k) => {
@@ -51,14 +60,22 @@ export default {
       about: begin,
       tiles(message, buffers) {
         if (!viewer || message.epoch !== epoch) return;
+        viewer.limit(message.limits);
         take(message, buffers);
       },
       frame(message, buffers) {
         if (!viewer || message.epoch < epoch) return;
         epoch = message.epoch;
+        if (message.about) viewer.rearrange(message.about, placesOf(buffers[message.tiles.length]));
         viewer.renew(epoch, message.limits);
         take(message, buffers);
       },
+      arranged: (message) => viewer?.arranged(message.arrangement),
+      analysis(message) {
+        viewer?.analysed(message.analysis);
+        root.dataset.analysed = message.epoch;
+      },
+      region: (message, buffers) => saveAs(new Blob([buffers[0]]), "fisher.npz"),
       problem: (message) => viewer?.complain(message.text),
       state: (message) => viewer?.show(message.state),
       jump: (message) => viewer?.jump(message.text),
