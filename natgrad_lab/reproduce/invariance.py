@@ -7,6 +7,7 @@ natural gradient is invariant to first order only: its gap shrinks with the squa
 the step.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -71,11 +72,7 @@ def gap(one: tuple, other: tuple, targets: Tensor, method: str, choices: dict, l
 
 def copied(model: nn.Sequential) -> nn.Sequential:
     """The same network with parameters of its own."""
-    layers = [nn.Linear(each.in_features, each.out_features, dtype=torch.float64) if isinstance(each, nn.Linear) else each
-              for each in model]  # fmt: skip
-    new = nn.Sequential(*layers)
-    new.load_state_dict(model.state_dict())
-    return new
+    return copy.deepcopy(model)
 
 
 @torch.no_grad()
