@@ -255,7 +255,8 @@ def draw_race(result: dict) -> go.Figure:
     z = np.log10(result["grid"])
     text = [[f"{value:.3g}" for value in row] for row in result["grid"]]
     figure.add_heatmap(row=1, col=2, z=z, x=names[0], y=names[1], colorscale=colorscale("sequential"), reversescale=True,
-                       showscale=False, text=text, texttemplate="%{text}", name="final errors", hoverinfo="skip", zmin=0, zmax=1.8)  # fmt: skip
+                       showscale=False, text=text, texttemplate="%{text}", name="final errors", hoverinfo="skip", zmin=0,
+                       zmax=1.8)  # fmt: skip
     place = list(START).index(result["epsilon"]), list(PERIODS).index(result["period"])
     figure.add_shape(type="rect", x0=place[0] - 0.5, x1=place[0] + 0.5, y0=place[1] - 0.5, y1=place[1] + 0.5, xref="x2",
                      yref="y2", line={"color": BLUE, "width": 5})  # fmt: skip
