@@ -23,7 +23,7 @@ def formula(latex: str, *, display: bool) -> str:
         raise ValueError(f"this formula cannot be drawn ({type(error).__name__}: {error}): {latex}") from None
     if re.search(r"<m\w+>(&(?!#)|\\)", made):
         raise ValueError(f"a part of this formula is not known: {latex}")
-    return made
+    return f'<div class="formula">{made}</div>' if display else made
 
 
 def code(source: str) -> str:

@@ -25,7 +25,7 @@ body { font: 17px/1.55 system-ui, sans-serif; color: light-dark(#212121, #e6e6e6
 .page table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1em 0; }
 .page th, .page td { border: 1px solid light-dark(#d0d0d0, #444444); padding: .3em .6em; text-align: left; }
 .page details { border-left: 3px solid #0072b2; padding: .1em .9em; margin: 1em 0; } summary { cursor: pointer; }
-math { font-size: 1.06em; } math[display="block"] { overflow-x: auto; overflow-y: hidden; padding: .3em 0; max-width: 100%; }
+math { font-size: 1.06em; } .formula, .page section { overflow-x: auto; overflow-y: hidden; } .formula { padding: .3em 0; }
 .natgrad-card { margin: 1.6em 0; } .lessons li { margin: .8em 0; } .note { color: light-dark(#616161, #a8a8a8); }
 """
 
