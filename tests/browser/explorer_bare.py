@@ -9,6 +9,7 @@ from comm.base_comm import BaseComm, CommManager
 
 from natgrad_lab.explorer.page import SCRIPTS, asset
 
+MANAGER = CommManager()
 PAGE = """<!doctype html><meta charset="utf-8"><style>body{margin:8px;background:white}</style><div id="here"></div>
 <script>
 window.outbox = []; window.handlers = [];
@@ -39,9 +40,8 @@ class Bare:
                 if content:
                     outer.sent.append((content, [bytes(buffer) for buffer in buffers or []]))
 
-        manager = CommManager()
         monkeypatch.setattr(comm, "create_comm", lambda *args, **keys: Comm(*args, **keys))
-        monkeypatch.setattr(comm, "get_comm_manager", lambda: manager)
+        monkeypatch.setattr(comm, "get_comm_manager", lambda: MANAGER)
         self.view, self.complaints = make(), []
         script = base64.b64encode(asset(*SCRIPTS, "widget.js").encode()).decode()
         self.page = chromium.new_page(viewport={"width": width, "height": height})

@@ -1,0 +1,134 @@
+"""The explorer's linked views in a real Chromium: inverses, damping, correlations, orders, whitening, exports, the state."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from explorer_bare import Bare
+
+import natgrad_lab as ng
+
+DATA = "(document.querySelector('.natgrad-explorer') || document.body).dataset"
+
+
+def make(**choices):
+    torch.manual_seed(0)
+    model = ng.models.mlp((64, 12, 8, 10), dtype=torch.float64)
+    inputs = ng.datasets.digits(dtype=torch.float64).inputs[:20]
+    return ng.explore(model, ng.likelihoods.Categorical(), inputs, approximations=["kfac"], **choices)
+
+
+@pytest.fixture
+def opened(monkeypatch, chromium):
+    made = []
+
+    def open_one(width=1280, **choices):
+        made.append(Bare(monkeypatch, chromium, lambda: make(**choices), width))
+        made[-1].until(f"() => {DATA}.analysed !== undefined")
+        made[-1].settle()
+        return made[-1]
+
+    yield open_one
+    for each in made:
+        each.close()
+
+
+def canvas(book):
+    return book.page.evaluate("() => document.querySelector('.ngx-pixels').toDataURL()")
+
+
+def choose(book, menu, choice):
+    book.page.locator(".natgrad-explorer select").nth(menu).select_option(choice)
+    if menu == 2:
+        book.until(f"() => {DATA}.order === '{choice}'")
+    book.settle()
+
+
+def value_at(book, place):
+    book.page.fill(".ngx-search input", place)
+    book.page.keyboard.press("Enter")
+    book.settle()
+    return float(book.page.inner_text(".ngx-readout").rpartition("= ")[2])
+
+
+def downloaded(book, title):
+    with book.page.expect_download() as saved:
+        book.page.locator(f"button[title^='{title}']").click()
+        for _ in range(40):
+            book.pump()
+            book.page.wait_for_timeout(25)
+    with open(saved.value.path(), "rb") as file:
+        return saved.value.suggested_filename, file.read()
+
+
+def test_numbers_of_every_view_are_those_of_the_dense_matrix(opened, artifacts):
+    book = opened()
+    seen = book.view.explorer
+    dense = np.asarray(seen.sources["exact"].entries(slice(0, seen.layout.dim), slice(0, seen.layout.dim)))
+    i, j = (seen.region(place).rows.start for place in ("W2[3,5]", "W1[2,33]"))
+    place = "W2[3,5] x W1[2,33]"
+    book.page.screenshot(path=str(artifacts / "explorer_1280.png"))
+    assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
+    choose(book, 1, "correlation")
+    assert value_at(book, place) == pytest.approx(dense[i, j] / np.sqrt(dense[i, i] * dense[j, j]), rel=1e-5)
+    choose(book, 1, "signedlog"), choose(book, 0, "inverse of exact")
+    damped = lambda damping: np.linalg.inv(dense + damping * np.eye(len(dense)))[i, j]  # noqa: E731
+    assert value_at(book, place) == pytest.approx(damped(1e-3), rel=1e-5)
+    book.page.locator(".ngx-damping input").fill("-1")
+    book.page.wait_for_timeout(200)
+    book.until("() => Number(document.querySelector('.natgrad-explorer').dataset.frames) > 0")
+    book.settle()
+    assert value_at(book, place) == pytest.approx(damped(0.1), rel=1e-5)
+    values = np.linalg.eigvalsh(dense).clip(0)
+    effective = float(book.page.get_attribute(".ngx-panel", "data-effective"))
+    assert effective == pytest.approx((values / (values + 0.1)).sum(), rel=1e-6)
+    book.page.locator(".ngx-more summary").click()
+    choose(book, 0, "exact"), choose(book, 2, "eigenvector")
+    assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
+    assert book.page.inner_text(".ngx-readout").startswith("2.weight[3,5] × 0.weight[2,33]: F = ")
+    choose(book, 2, "unit")
+    assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
+    assert book.complaints == [] and book.problem() == ""
+
+
+def test_white_and_back_in_one_gesture_each(opened, artifacts):
+    book = opened()
+    before, headline = canvas(book), book.page.inner_text(".ngx-headline")
+    book.page.locator(".ngx-whiten").click()
+    book.until(f"() => {DATA}.white === 'true' && document.querySelector('.ngx-headline').innerText.includes('white')")
+    book.settle()
+    assert canvas(book) != before
+    spectra = book.view.explorer.analysis()["spectra"]
+    assert spectra[0]["condition"] < spectra[1]["condition"] / 10
+    book.page.screenshot(path=str(artifacts / "explorer_white.png"))
+    book.page.locator(".ngx-whiten").click()
+    book.until(f"() => {DATA}.white === 'false' && !document.querySelector('.ngx-headline').innerText.includes('white')")
+    book.settle()
+    assert canvas(book) == before and book.page.inner_text(".ngx-headline") == headline and book.complaints == []
+
+
+def test_exports_and_the_same_view_again(opened):
+    book = opened(width=800)
+    assert book.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    choose(book, 0, "kfac − exact"), choose(book, 1, "signed")
+    book.page.locator(".ngx-more summary").click()
+    choose(book, 2, "unit")
+    value_at(book, "W2[3] x W1[1]")
+    name, svg = downloaded(book, "save this view as SVG")
+    assert name == "fisher.svg" and svg.startswith(b"<svg") and b"W1[1]" in svg or b"0.weight[1" in svg
+    name, data = downloaded(book, "save the entries")
+    with np.load(io.BytesIO(data)) as kept:
+        rows, columns = list(kept["rows"]), list(kept["columns"])
+        assert "2.weight[3,0]" in rows and "0.bias[1]" in columns and str(kept["source"]) == "kfac − exact"
+        seen = book.view.explorer
+        there = seen.region("W2[3,0] x W1[1,4]")
+        exact = float(seen.values(there, "kfac − exact")[0, 0])
+        # float64 on both sides: products of another size are summed in another order
+        assert kept["values"][rows.index("2.weight[3,0]"), columns.index("0.weight[1,4]")] == pytest.approx(exact, rel=1e-10)
+    assert downloaded(book, "save this view as PNG")[0] == "fisher.png"
+    book.page.locator("button[title^='copy what']").click()
+    state = book.page.evaluate(f"() => {DATA}.copied").replace("True", "true").replace("False", "false")
+    again = opened(width=800, state=json.loads(state))
+    assert canvas(again) == canvas(book) and again.complaints == book.complaints == []
