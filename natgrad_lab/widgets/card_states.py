@@ -127,7 +127,7 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
+        return _array(np.stack(value)) if _is_matrix(value) else [json_ready(item) for item in value]
     if isinstance(value, np.ndarray):
         return _array(value)
     if isinstance(value, float):
@@ -139,10 +139,16 @@ def _number(value: float) -> float | None:
     return float(f"{value:.9g}") if math.isfinite(value) else None
 
 
+def _is_matrix(rows: Any) -> bool:
+    """Whether these are rows of numbers, of one length: plotly.js reads base64 for a whole matrix, not row by row."""
+    return len(rows) > 0 and all(isinstance(row, np.ndarray) and row.shape == rows[0].shape for row in rows)
+
+
 def _array(values: np.ndarray) -> Any:
-    if len(values) <= _SHORT:
-        return [_number(float(value)) for value in values]
+    if values.size <= _SHORT:
+        return [_number(float(value)) for value in values] if values.ndim == 1 else [_array(row) for row in values]
     sizes = np.abs(values[np.isfinite(values) & (values != 0)].astype(np.float64))
     fits = not len(sizes) or (sizes.min() > _FLOAT32[0] and sizes.max() < _FLOAT32[1])
     kind = "f4" if fits else "f8"
-    return {"dtype": kind, "bdata": base64.b64encode(values.astype(f"<{kind}").tobytes()).decode("ascii")}
+    packed = {"dtype": kind, "bdata": base64.b64encode(values.astype(f"<{kind}").tobytes()).decode("ascii")}
+    return packed if values.ndim == 1 else {**packed, "shape": ",".join(map(str, values.shape))}

@@ -66,6 +66,9 @@ def test_numbers_as_json():
     assert packed["dtype"] == "f4"
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(packed["bdata"]), "<f4"), values.astype(np.float32))
     assert json_ready(values * 1e-60)["dtype"] == "f8", "what float32 cannot hold stays in float64"
+    rows = json_ready(list(values.reshape(-1, 2)))  # a heatmap's matrix: one block, for plotly.js decodes no single rows
+    assert rows["bdata"] == packed["bdata"] and rows["shape"] == f"{len(values) // 2},2"
+    assert json_ready([np.array([1.0, 2.0]), np.array([3.0, 4.0])]) == [[1.0, 2.0], [3.0, 4.0]]
     assert json_ready(np.array([1.0, np.nan, np.inf])) == [1.0, None, None]
     assert json_ready({"a": [float("nan"), 1, "x", True, None]}) == {"a": [None, 1, "x", True, None]}
 
