@@ -9,7 +9,8 @@ _NAMES = {
     "Frame": "controller", "LiveRun": "controller", "stop_all": "registry", "running": "registry",
     "HeatmapCanvas": "heatmap", "PlotView": "curves", "TrainingPanel": "panel", "live": "panel",
     "TrainingProblem": "training", "compute": "state", "FisherExplorer": "explorer", "explore": "explorer",
-    "LiveExplorer": "explorer_live", "card": "card_view", "CardView": "card_view",
+    "LiveExplorer": "explorer_live", "card": "card_view", "CardView": "card_view", "race": "race_panel",
+    "RacePanel": "race_panel", "conditioning": "conditioning_panel", "ConditioningPanel": "conditioning_panel",
 }  # fmt: skip
 __all__ = list(_NAMES)
 

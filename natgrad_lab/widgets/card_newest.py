@@ -54,7 +54,7 @@ class Newest:
             self._wishes = []
         worker = self._worker
         if worker is not None and worker is not threading.current_thread() and worker.is_alive():
-            worker.join(timeout=30.0)
+            worker.join(timeout=10.0)
         registry.forget(self)
 
     def _until_done(self) -> None:

@@ -22,22 +22,10 @@ from natgrad_lab.widgets.card_newest import Newest
 from natgrad_lab.widgets.card_question import CardQuestion
 from natgrad_lab.widgets.card_states import json_ready
 from natgrad_lab.widgets.curves import PlotView
+from natgrad_lab.widgets.guard import guarded
 
 _KEPT = 32  # results of states that were left, so that going back is immediate
 PLOTLY = "application/vnd.plotly.v1+json"
-
-
-def guarded(callback):
-    """Show in the card what a callback raises; Jupyter itself would lose it."""
-
-    @functools.wraps(callback)
-    def call(self, *args):
-        try:
-            return callback(self, *args)
-        except Exception:
-            self.error.value = text.error(traceback.format_exc())
-
-    return call
 
 
 class CardView(ipw.VBox):

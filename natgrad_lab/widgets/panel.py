@@ -3,7 +3,6 @@
 import functools
 import threading
 import time
-import traceback
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -21,25 +20,13 @@ from natgrad_lab.widgets import export, text
 from natgrad_lab.widgets.controller import Frame, LiveRun
 from natgrad_lab.widgets.controls import Controls, default_of, uses_damping
 from natgrad_lab.widgets.curves import PlotView
+from natgrad_lab.widgets.guard import guarded
 from natgrad_lab.widgets.heatmap import HeatmapCanvas, with_png
 from natgrad_lab.widgets.state import WHOLE, picture_choices
 from natgrad_lab.widgets.training import TrainingProblem, begin_config, begin_model
 
 _WORDS_EVERY = 0.1  # seconds between texts while running; faster cannot be read
 DEFAULT = ExperimentConfig(method="sgd", batch_size=128, steps=100_000)
-
-
-def guarded(callback):
-    """Show what a callback raises in the panel; Jupyter itself would lose it."""
-
-    @functools.wraps(callback)
-    def call(self, *args):
-        try:
-            return callback(self, *args)
-        except Exception:
-            self.error.value = text.error(traceback.format_exc())
-
-    return call
 
 
 class TrainingPanel(ipw.VBox):

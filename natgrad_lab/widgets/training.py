@@ -79,18 +79,21 @@ class TrainingProblem:
         return {**arrays, "damped_condition_number": damped}
 
     def _leave_a_core(self) -> None:
-        """Let this thread's torch use all cores but one, which the browser needs; no other thread is changed.
+        if self._thread is not threading.current_thread():
+            self._thread = threading.current_thread()
+            leave_a_core()
 
-        torch.set_num_threads sets the calling thread's number and the default of threads to come. The second is put back.
-        """
-        if self._thread is threading.current_thread():
-            return
-        self._thread = threading.current_thread()
-        before = torch.get_num_threads()
-        torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - 1)))
-        restore = threading.Thread(target=torch.set_num_threads, args=(before,))
-        restore.start()
-        restore.join()
+
+def leave_a_core() -> None:
+    """Let this thread's torch use all cores but one, which the browser needs; no other thread is changed.
+
+    torch.set_num_threads sets the calling thread's number and the default of threads to come. The second is put back.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - 1)))
+    restore = threading.Thread(target=torch.set_num_threads, args=(before,))
+    restore.start()
+    restore.join()
 
 
 def begin_config(config: ExperimentConfig) -> Begin:
