@@ -33,6 +33,9 @@ class Verdict:
         """Whether every part holds."""
         return not self.failed
 
+    def _ipython_display_(self) -> None:
+        """Show nothing as the last value of a cell: `check` has printed it."""
+
     def __str__(self) -> str:
         if self.passed:
             return f"✓ {self.exercise} {self.name}: right, {self.points} of {self.out_of} points."
