@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome", "msedge")
-TOGETHER = ("-q", "-n", "auto", "--dist", "worksteal", "-m", "not browser and not alone")
-BY_ITSELF = ("-q", "-m", "browser or alone")
-NO_TESTS = 5  # pytest's exit code
+TOGETHER = ("-q", "-n", "auto", "--dist", "worksteal", "-m", "not browser")
+IN_BROWSERS = ("-q", "-n", "2", "--dist", "worksteal", "-m", "browser")  # each worker has a JupyterLab and a browser of its own
 INSTALL_HINT = (
     "Install Chromium (Debian: apt-get install chromium; Fedora: dnf install chromium; macOS: brew install --cask "
     "chromium) or say where one is: BROWSER_PATH=/path/to/chrome"
@@ -29,8 +28,8 @@ def find_chromium() -> str | None:
 def run_tests(root: Path | None, options: Sequence[str] = (), *, browser: bool = True, fast: bool = False) -> int:
     """Run pytest on the tests of the checkout `root`; return its exit code (5 if nothing was run).
 
-    Without `options` the tests run in two turns: most of them on all cores at once, one thread each; then, one by one, those
-    that need the machine to themselves (marked `alone`) or a browser.
+    Without `options` the tests run in two turns, one thread each: most of them on all cores at once; then, two at a time, those
+    in a browser.
 
     A missing browser is installed where that is possible (root, apt-get). Where it is not, the browser tests are left
     out with a message, except in CI (CI=true), where that is a failure.
@@ -58,8 +57,17 @@ def run_tests(root: Path | None, options: Sequence[str] = (), *, browser: bool =
         return subprocess.call([*pytest, *options], cwd=root)
     one_thread = dict(os.environ, OMP_NUM_THREADS="1")
     together = subprocess.call([*pytest, *TOGETHER], cwd=root, env=one_thread)
-    by_itself = subprocess.call([*pytest, *BY_ITSELF], cwd=root)
-    return together or (0 if by_itself == NO_TESTS else by_itself)
+    if fast or not browser:
+        return together
+    in_browsers = subprocess.call([*pytest, *IN_BROWSERS, *browser_tests(root)], cwd=root, env=one_thread)
+    return together or in_browsers
+
+
+def browser_tests(root: Path) -> list[str]:
+    """The test files with browser tests, from `root`: all others need not be imported to find that they have none."""
+    files = sorted((root / "tests").rglob("test_*.py"))
+    chosen = (file for file in files if file.parent.name == "browser" or "mark.browser" in file.read_text(encoding="utf-8"))
+    return [file.relative_to(root).as_posix() for file in chosen]
 
 
 def install_chromium() -> bool:

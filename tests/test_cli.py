@@ -423,14 +423,31 @@ def test_options_reach_pytest(capsys, pytest_calls, argv, expected):
     assert pytest_calls == [expected]
 
 
-@pytest.mark.parametrize("argv", [[], ["--no-browser-tests"], ["--fast"]])
-def test_without_options_most_tests_run_at_once_and_the_rest_by_itself(capsys, pytest_calls, argv):
-    assert natgrad(capsys, "test", *argv)[0] == 0
-    assert pytest_calls == [[*argv, *suite.TOGETHER], [*argv, *suite.BY_ITSELF]]
+def test_without_options_most_tests_run_at_once_and_those_in_browsers_after_them(capsys, pytest_calls):
+    assert natgrad(capsys, "test")[0] == 0
+    assert pytest_calls == [[*suite.TOGETHER], [*suite.IN_BROWSERS, *suite.browser_tests(ROOT)]]
     one, other = (turn[turn.index("-m") + 1] for turn in pytest_calls)
-    for marks in ({"slow"}, {"browser"}, {"alone"}, {"browser", "alone"}, set()):
-        has = {name: name in marks for name in ("browser", "alone")}
-        assert eval(one, {}, has) != eval(other, {}, has)  # every test in one of the turns
+    for has_mark in (True, False):
+        assert eval(one, {}, {"browser": has_mark}) != eval(other, {}, {"browser": has_mark})  # every test in one of them
+
+
+@pytest.mark.parametrize("option", ["--no-browser-tests", "--fast"])
+def test_without_browser_tests_there_is_one_turn(capsys, pytest_calls, option):
+    assert natgrad(capsys, "test", option)[0] == 0
+    assert pytest_calls == [[option, *suite.TOGETHER]]
+
+
+def test_every_file_with_browser_tests_is_found(tmp_path):
+    files = {
+        "browser/test_page.py": "", "browser/conftest.py": "", "test_plain.py": "browser = 1", "help.py": "mark.browser",
+        "room/test_some.py": "@pytest.mark.slow\n@pytest.mark.browser", "room/test_all.py": "pytestmark = pytest.mark.browser",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests" / name).write_text(text)
+    found = suite.browser_tests(tmp_path)
+    assert found == ["tests/browser/test_page.py", "tests/room/test_all.py", "tests/room/test_some.py"]
+    assert "tests/comparison/test_report.py" in suite.browser_tests(ROOT)
 
 
 def test_left_out_tests_are_mentioned(capsys, pytest_calls):
@@ -452,10 +469,10 @@ def test_without_a_browser_ci_fails_and_a_laptop_is_told(capsys, pytest_calls, m
 
 
 def test_the_exit_code_of_pytest_is_handed_on(capsys, pytest_calls, monkeypatch):
-    codes = iter([1, 0, 0, 1, 0, 5, 5, 0])
+    codes = iter([1, 0, 0, 2, 0, 5, 5, 0])
     monkeypatch.setattr(suite.subprocess, "call", lambda command, cwd, env=None: next(codes))
     found = [natgrad(capsys, "test")[0] for _ in range(4)]
-    assert found == [1, 1, 0, 5]  # nothing to run by itself is fine, nothing at all is not
+    assert found == [1, 2, 5, 5]  # both turns are run whatever the first one says; a turn without tests is a failure
 
 
 def test_chromium_is_installed_only_by_root_with_apt(monkeypatch):

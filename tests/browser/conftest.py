@@ -1,7 +1,8 @@
 """A real JupyterLab on a temporary folder, and a real Chromium that opens one notebook of it.
 
-Each test gets a notebook of its own with the cells it names, so a failure says which. All requests are recorded: nothing
-may leave this machine. Screenshots go to artifacts/, which git ignores.
+Each test gets a notebook with the cells it names, so a failure says which. The page and the kernel are those of an earlier test
+that passed, emptied: loading JupyterLab and importing PyTorch takes most of the time otherwise. All requests are recorded:
+nothing may leave this machine. Screenshots go to artifacts/, which git ignores.
 """
 
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PASSED = pytest.StashKey[bool]()
 ARTIFACTS = ROOT / "artifacts"
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 FLAGS = [
@@ -90,21 +92,48 @@ def chromium():
         browser.close()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Remember whether the test itself passed, for its fixtures' ends."""
+    report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
+
+
+@pytest.fixture(scope="session")
+def spare_notebooks():
+    """Notebooks whose tests have passed, emptied, for the next test."""
+    books = []
+    yield books
+    for book in books:
+        book.close()
+
+
 @pytest.fixture
-def notebook(lab, chromium):
-    """Give `notebook(*cells)`: it opens a new notebook of these cells, or an existing `file`, and runs it all."""
+def notebook(lab, chromium, spare_notebooks, request):
+    """Give `notebook(*cells)`: it puts these cells into a notebook, or opens an existing `file`, and runs it all."""
     opened = []
 
     def open_notebook(*cells: str, file: str = "", width: int = 1280, height: int = 1000) -> "Notebook":
-        book = Notebook(lab, chromium, cells, file, width, height)
+        if spare_notebooks and not file:
+            book = spare_notebooks.pop()
+            book.page.set_viewport_size({"width": width, "height": height})
+            book.put(cells)
+        else:
+            book = Notebook(lab, chromium, cells, file, width, height)
+            book.open()
         opened.append(book)
-        book.open()
         book.run_all()
         return book
 
     yield open_notebook
     for book in opened:
-        book.close()
+        if request.node.stash.get(PASSED, False) and book.may_be_used_again:
+            book.empty()
+            spare_notebooks.append(book)
+        else:
+            book.close()
 
 
 class Notebook:
@@ -114,6 +143,7 @@ class Notebook:
         """Write the file, if it is new, and make the page."""
         self.address, self.token, folder = lab
         self.name = file or f"test_{secrets.token_hex(4)}.ipynb"
+        self.may_be_used_again = not file  # a test that changes more than cells and names in the kernel says no
         if not file:
             (folder / self.name).write_text(json.dumps(_notebook_file(cells)), encoding="utf-8")
         self.context = chromium.new_context(viewport={"width": width, "height": height})
@@ -185,14 +215,25 @@ class Notebook:
         local = (self.address, self.address.replace("http", "ws"), "data:", "blob:", "about:")
         return [url for url in self.requests if not url.startswith(local)]
 
+    def put(self, cells) -> None:
+        """Other cells in place of those there are, with nothing noted yet."""
+        self.page.evaluate(_PUT, list(cells))
+        self.requests.clear(), self.complaints.clear()
+
+    def empty(self) -> None:
+        """Take away the cells and what they have made in the kernel, all but imported modules."""
+        self.page.mouse.move(0, 0)
+        self.put([""])
+        self.ask_kernel(_FORGET)
+
     def close(self) -> None:
         """Stop the kernel and close the page."""
+        self.may_be_used_again = False
         try:
             self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
         except Exception as error:  # the page may be gone already
             print(f"kernel not stopped from the page: {error}")
         self.context.close()
-
 
     def watch(self) -> None:
         """Begin to note in the page when keys are pressed and when the canvas is painted (the frame after is on screen)."""
@@ -212,6 +253,23 @@ _WATCH = """() => {
     requestAnimationFrame(() => noted.paints.push([performance.now(), stamp]));
   }).observe(canvas, { attributes: true, attributeFilter: ["data-drawn"] });
 }"""
+
+_PUT = """(sources) => {
+  const book = window.jupyterapp.shell.currentWidget.content, cells = book.model.sharedModel;
+  cells.transact(() => {
+    cells.deleteCellRange(0, cells.cells.length);
+    cells.insertCells(0, sources.map((source) => ({ cell_type: "code", source, metadata: {}, outputs: [] })));
+  });
+  book.activeCellIndex = 0;
+  book.node.scrollTop = 0;
+}"""
+
+_FORGET = """
+import ipywidgets, natgrad_lab
+natgrad_lab.stop_all()
+ipywidgets.Widget.close_all()
+get_ipython().run_line_magic("reset", "-f")
+"""
 
 _EXECUTE = """async (code) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;

@@ -240,3 +240,4 @@ def test_nothing_sticks_out(panel, theme):
                 assert inner["x"] >= box["x"] - 1, (selector, width)
                 assert inner["x"] + inner["width"] <= box["x"] + box["width"] + 1, (selector, width)
     assert_clean(book)
+    book.command("apputils:change-theme", theme="JupyterLab Light")  # the server keeps it

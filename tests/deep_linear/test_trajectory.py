@@ -1,5 +1,6 @@
 """The natural gradient flow: e^(−2t) whatever the network, its breakdown, discrete steps; Saxe's gradient flow beside it."""
 
+import functools
 import math
 import warnings
 
@@ -237,6 +238,7 @@ def test_the_breakdown_is_the_first_singular_map_on_the_line(seed, dim, num_laye
         assert found == pytest.approx(expected, rel=1e-6) or expected > found
 
 
+@functools.cache
 def breaking(num_layers=3, dim=3):
     """A square network whose line crosses det = 0, and when."""
     for seed in range(100):
@@ -264,7 +266,7 @@ def test_the_flow_ends_where_it_must_and_says_so(num_layers, dim):
 
 
 def test_the_end_is_noticed_without_being_foreseen(monkeypatch):
-    layers, X, Y, end = breaking()
+    layers, X, Y, end = breaking(2, 1)
     monkeypatch.setattr("natgrad_lab.deep_linear.trajectory.breakdown_time", lambda *args: math.inf)
     with pytest.warns(NumericalWarning, match="ends at t ="):
         found = deep_linear.flow(layers, X, Y, torch.tensor([0.9 * end, 1.5 * end]))

@@ -3,8 +3,10 @@
 import json
 import os
 import random
-import subprocess
+import signal
 import sys
+import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,24 @@ from natgrad_lab.experiments import locking as module
 TINY = ExperimentConfig(
     sizes=(64, 5, 10), num_examples=24, batch_size=8, steps=6, method="sgd", lr=0.05, dtype="float64", device="cpu"
 )
+
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which Windows has not")
+
+
+def forked(work):
+    """Do `work` in a fork of this process, which has imported everything; its process id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which here only wait
+        process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
 
 
 # ---- one run a folder
@@ -40,25 +60,24 @@ def test_a_run_that_was_never_begun_or_was_refused_leaves_no_lock(tmp_path):
     assert len(list(run(TINY, folder=tmp_path, resume=True))) == 6
 
 
-HOLDER = """
-import sys
-from natgrad_lab.experiments import ExperimentConfig, run
-steps = run(ExperimentConfig.from_json(sys.argv[1]), folder=sys.argv[2])
-next(steps)
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.slow
+@forks
 def test_another_process_in_the_folder_is_named_and_its_lock_dies_with_it(tmp_path):
-    command = [sys.executable, "-c", HOLDER, TINY.to_json(), str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        with pytest.raises(ValueError, match=rf"in use by another run \(process {process.pid}\)"):
+    ready, tell = os.pipe()
+
+    def hold():
+        steps = run(TINY, folder=tmp_path)
+        next(steps)
+        os.write(tell, b".")
+        time.sleep(60)
+
+    process = forked(hold)
+    try:
+        assert os.read(ready, 1) == b"."
+        with pytest.raises(ValueError, match=rf"in use by another run \(process {process}\)"):
             run(TINY, folder=tmp_path, resume=True)
-        process.kill()
-        process.wait()
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
     assert len(list(run(TINY, folder=tmp_path, resume=True))) == 6
 
 
@@ -74,27 +93,28 @@ def test_where_locks_do_not_exist_it_is_said(tmp_path, monkeypatch):
 # ---- a full disk
 
 
-FULL = """
-import resource, signal, sys, torch
-from natgrad_lab.experiments import ExperimentConfig, run
-torch.set_num_threads(1)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-steps = run(ExperimentConfig.from_json(sys.argv[1]), folder=sys.argv[2], checkpoint_every=2)
-next(steps), next(steps), next(steps)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
-list(steps)
-"""
-
-
-@pytest.mark.slow
+@forks
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on file sizes is Linux's")
 @pytest.mark.parametrize("limit, name", [(4000, "checkpoint.pt"), (10, "records.jsonl")])
 def test_a_disk_that_fills_up_is_named_and_the_last_checkpoint_stays(limit, name, tmp_path):
     """A limit on file sizes stands for the full disk: the system refuses the write in the middle of a file."""
-    command = [sys.executable, "-c", FULL, TINY.to_json(), str(tmp_path), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
+    heard, tell = os.pipe()
+
+    def fill():
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        steps = run(TINY, folder=tmp_path, checkpoint_every=2)
+        next(steps), next(steps), next(steps)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+        try:
+            list(steps)
+        except Exception as error:  # a pipe has no size
+            os.write(tell, f"{type(error).__name__}: {error}".encode())
+
+    assert os.waitpid(forked(fill), 0)[1] == 0
+    os.close(tell)
+    last = os.read(heard, 10_000).decode()
     assert last.startswith("OSError: ") and f"{name}' cannot be written (File too large)" in last
     assert "the last good checkpoint is untouched" in last and "resume=True" in last
     assert RunFolder(tmp_path).saved_step() == 2 and not (tmp_path / "checkpoint.part").exists()

@@ -304,7 +304,7 @@ def everything(optimizer):
 
 
 @pytest.mark.parametrize("blocks", ["diagonal", "tridiagonal"])
-@pytest.mark.parametrize("before", range(1, 7))
+@pytest.mark.parametrize("before", [1, 3, 5])
 def test_saved_in_the_middle_it_continues_bit_for_bit(blocks, before):
     case = random_case((3, 4, 3), num_examples=9)
     optimizer = made(case, blocks=blocks, **ALL_PARTS)
