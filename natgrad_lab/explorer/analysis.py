@@ -60,7 +60,7 @@ def layer_table(matrices: Matrices) -> list[dict]:
     rows, total = [], float(gram.diagonal().double().sum())
     for number, (layer, block) in enumerate(zip(matrices.layout.layers, gram.blocks, strict=True), 1):
         trace = float(block.diagonal().double().sum())
-        one = summary(layer.name, RowSpectrum(Gram((block,))).pairs[0], layer.size)
+        one = summary(layer.name, psd_eigvalsh(RowSpectrum(Gram((block,))).gram.row_gram), layer.size)
         rows.append({
             "name": layer.name or "model", "number": number, "units": layer.shape[0], "inputs": layer.shape[1],
             "parameters": layer.size, "share": trace / total if total else 0.0, "rank": one["rank"],

@@ -5,9 +5,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from natgrad_lab.explorer.cells import add_strips
+from natgrad_lab.explorer.cells import add_strips, within
 from natgrad_lab.explorer.exact import ExactFisher
 from natgrad_lab.explorer.inverse import formed_squares
+from natgrad_lab.explorer.row_pairs import scaled_cell_sums
 from natgrad_lab.explorer.source import Source, TooDear
 from natgrad_lab.explorer.structure import Approximation
 from natgrad_lab.shapes import Float, Tensor
@@ -72,8 +73,12 @@ class Correlation(Source):
         return (self.scale > 0).to(self.scale)
 
     def _row_sums(self, edges: np.ndarray) -> Tensor:
-        pairs = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-        return torch.stack([self.source.columns(slice(a, b)) @ self.scale[a:b] for a, b in pairs], 1)
+        out = self.scale.new_zeros(self.source.gram.num_rows, len(edges) - 1)
+        for (start, stop), block in zip(self.source.spans, self.source.gram.blocks, strict=True):
+            if (inside := within(edges, start, stop)) is not None:
+                first, own = inside
+                out[:, first : first + len(own) - 1] += scaled_cell_sums(block, self.scale[start:stop], own)
+        return out
 
 
 def inverse_roots(diagonal: Float[Tensor, " P"]) -> Float[Tensor, " P"]:

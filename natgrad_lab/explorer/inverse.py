@@ -13,11 +13,11 @@ from natgrad_lab.explorer.source import Source, TooDear
 from natgrad_lab.explorer.structure import Approximation, diagonal_cells
 from natgrad_lab.linalg import psd_eigh
 from natgrad_lab.shapes import Float, Tensor
-from natgrad_lab.structures import Gram, StructuredMatrix
+from natgrad_lab.structures import Gram, KhatriRaoRows, StructuredMatrix
 
-ROWS_LIMIT = 4096  # rows of R up to which RRᵀ is diagonalized
+ROWS_LIMIT = 3000  # rows of R up to which RRᵀ is diagonalized
 _HELD = 2**25  # numbers of Gram matrices held at a time
-_DEAR = 2e12  # operations of one picture that is refused: minutes
+_DEAR = 3e11  # operations above which one picture is refused: tens of seconds
 _COLUMNS = 2**23  # numbers of R formed at a time
 
 
@@ -25,7 +25,7 @@ class RowSpectrum:
     """Eigenvalues and eigenvectors of RRᵀ in float64: those of RᵀR are Rᵀu / √κ, and all else is 0."""
 
     def __init__(self, gram: Gram):
-        """Keep the rows in float64; nothing is computed. Raises: ValueError for more than 4,096 rows."""
+        """Keep the rows in float64; nothing is computed. Raises: ValueError for more than 3,000 rows."""
         if gram.num_rows > ROWS_LIMIT:
             raise ValueError(
                 f"RRᵀ of {gram.num_rows:,} rows is not diagonalized here (the limit is {ROWS_LIMIT:,}). Use fewer examples or "
@@ -51,7 +51,7 @@ class InverseExact(Source):
 
     Computed in float64 whatever the model's precision. Exact up to eps / λ: directions with κ < eps λ are left out of Z.
     Cost: of entries, 2 R² a row or column and 2 R an entry; of mean squares of cells that are not formed 3 R² a parameter.
-    Raises: TooDear for a picture of mean squares of more than 2e12 operations; means and entries cost little.
+    Raises: TooDear for a picture of mean squares of more than 3e11 operations; means and entries cost little.
     """
 
     def __init__(self, spectrum: RowSpectrum, damping: float):
@@ -94,18 +94,29 @@ class InverseExact(Source):
         grams = (height + groups * width) * (2 * k * R + 2 * k**2) + 2.0 * r * c * k**2
         if min(formed, grams) > _DEAR:
             raise TooDear(
-                f"root mean squares of these cells of an inverse take about {min(formed, grams):.0e} operations. Choose signed "
-                "colours (their means cost little), a smaller region, or fewer rows of scores (examples, or "
+                f"root mean squares of these cells of an inverse take about {min(formed, grams):.0e} operations. Choose "
+                "colours with a sign (their means cost little), a smaller region, or fewer rows of scores (examples, or "
                 "fisher_type='monte_carlo')."
             )
         if formed <= grams:
             return add_strips(lambda a, b: self.entries(a, b).square_(), rows, columns)
-        corrections = diagonal_cells(1 - 2 * (1 - self.damping * self.diagonal()), rows, columns)
+        corrections = diagonal_cells(1 - 2 * self._lengths, rows, columns)
         return (self._inner_products(rows, columns, -(-r // groups)) + corrections) / self.damping**2
 
     def diagonal(self) -> Float[Tensor, " P"]:
         """(1 − |z|²) / λ."""
-        return (1 - torch.cat([self._image(part).square().sum(0) for part in self._strips(0, self.dim)])) / self.damping
+        return (1 - self._lengths) / self.damping
+
+    @cached_property
+    def _lengths(self) -> Float[Tensor, " P"]:
+        """|z|² of every column of Z: diagonal of RᵀMR with M the square of the root."""
+        weights, out = self._root.mT @ self._root, []
+        for block, (start, stop) in zip(self.spectrum.gram.blocks, self.rows_of.spans, strict=True):
+            if isinstance(block, KhatriRaoRows):
+                out.append(quadratic_diagonal(block, weights))
+            else:
+                out.extend(self._image(part).square().sum(0) for part in self._strips(start, stop))
+        return torch.cat(out)
 
     @cached_property
     def _ones(self) -> Tensor:
@@ -129,6 +140,19 @@ class InverseExact(Source):
             each = zip(columns[:-1].tolist(), columns[1:].tolist(), strict=True)
             out.append(torch.stack([own @ self._gram(a, b).flatten() for a, b in each], 1))
         return torch.cat(out)
+
+
+def quadratic_diagonal(block: KhatriRaoRows, weights: Float[Tensor, "R R"]) -> Float[Tensor, " C"]:
+    """Diagonal of BᵀMB: of unit u and input i it is a_iᵀ T_u a_i with T_u = Σ_kl s_k s_lᵀ ∘ M_kl, an (N, N) matrix a unit."""
+    K, N, units = block.scores.shape
+    by_column = weights.view(K * N, K, N).permute(2, 0, 1)  # (m, R, l)
+    step, out = max(1, _COLUMNS // (K * N * N)), []
+    for first in range(0, units, step):
+        scores = block.scores[:, :, first : first + step]
+        half = (by_column @ scores.permute(1, 0, 2)).view(N, K, N, -1)  # (m, k, n, u)
+        T = (half * scores).sum(1).permute(2, 0, 1)  # (u, m, n)
+        out.append(((T @ block.inputs) * block.inputs).sum(1).flatten())
+    return torch.cat(out)
 
 
 def inverse_of(matrix: StructuredMatrix, damping: float, label: str) -> Approximation:
@@ -173,6 +197,6 @@ def formed_squares(source: Source, rows: np.ndarray, columns: np.ndarray) -> Flo
     if float(rows[-1] - rows[0]) * float(columns[-1] - columns[0]) > 2**26:
         raise TooDear(
             f"root mean squares of {source.label} are formed entry by entry, and this region has more than 67 million. "
-            "Zoom in, or choose signed colours, which show means."
+            "Zoom in, or choose colours with a sign, which show means."
         )
     return add_strips(lambda a, b: source.entries(a, b).square(), rows, columns)

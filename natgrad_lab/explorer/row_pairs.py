@@ -305,3 +305,19 @@ def cell_sums(block: RowBlock, edges: np.ndarray) -> Float[Tensor, "R r"]:
         return add_up(values, ends, (ends[0], edges))
     parts = (block.columns(int(a), int(b)).sum(1) for a, b in zip(edges[:-1], edges[1:], strict=True))
     return torch.stack(list(parts), 1)
+
+
+def scaled_cell_sums(block: RowBlock, scale: Float[Tensor, " C"], edges: np.ndarray) -> Float[Tensor, "R r"]:
+    """`cell_sums` of B diag(scale)."""
+    if not isinstance(block, KhatriRaoRows):
+        parts = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        return torch.stack([block.columns(a, b) @ scale[a:b] for a, b in parts], 1)
+    pieces, scales = _Pieces(block, edges), scale.view(block.scores.shape[2], -1)
+    units = _index(pieces.units).to(block.device)
+    weighted = block.inputs.new_empty(len(block.inputs), len(units))
+    for kind, (start, stop) in enumerate(pieces.spans):
+        own = _index(np.flatnonzero(pieces.kinds == kind)).to(block.device)
+        weighted[:, own] = block.inputs[:, start:stop] @ scales[units[own], start:stop].mT
+    values = block.scores.flatten(0, 1)[:, units] * weighted.repeat(block.scores.shape[0], 1)
+    ends = (np.arange(len(values) + 1), pieces.edges)
+    return add_up(values, ends, (ends[0], edges))

@@ -13,7 +13,7 @@ import torch
 import traitlets
 from torch import nn
 
-from natgrad_lab.explorer import MEMORY_BUDGET, Explorer, Region, explorer
+from natgrad_lab.explorer import MEMORY_BUDGET, Explorer, Region, TooDear, explorer
 from natgrad_lab.explorer.matrices import places
 from natgrad_lab.explorer.page import SCRIPTS, asset
 from natgrad_lab.likelihoods import Likelihood
@@ -206,7 +206,8 @@ class FisherExplorer(anywidget.AnyWidget):
             except Exception as error:  # told to the reader; the next question may be answered
                 with self._ready:
                     self._wanted = {view: [] for view in self._wanted}
-                self._to_page({"type": "problem", "text": f"{type(error).__name__}: {error}"})
+                dear = isinstance(error, TooDear)
+                self._to_page({"type": "problem", "text": f"{type(error).__name__}: {error}", "dear": dear})
 
     @staticmethod
     def _is_most_of_a_level(seen: Explorer, asked: list[tuple]) -> bool:

@@ -101,7 +101,7 @@ def test_inverse_of_cells_that_are_not_formed(network, monkeypatch):
                 for a, b in zip(rows[:-1], rows[1:], strict=True)]  # fmt: skip
     np.testing.assert_allclose(source.tile(rows, columns), expected, rtol=1e-9)
     monkeypatch.setattr(inverse, "_DEAR", 10)
-    with pytest.raises(TooDear, match="Choose signed colours"):
+    with pytest.raises(TooDear, match="colours with a sign"):
         source.tile(rows, columns)
     source.tile(rows, columns, "mean")
 

@@ -621,10 +621,12 @@ function createViewer(root, about, tables, host) {
     if (event.key === "Enter") jump(words.value);
   });
   sourceMenu.addEventListener("change", () => {
+    problem.textContent = "";
     state.source = sourceMenu.value;
     recolour();
   });
   scaleMenu.addEventListener("change", () => {
+    problem.textContent = "";
     state.scale = scaleMenu.value;
     recolour();
   });
@@ -700,7 +702,14 @@ function createViewer(root, about, tables, host) {
       asked = "";
       redraw();
     },
-    complain: (text) => (problem.textContent = text),
+    complain(text, dear) {
+      problem.textContent = text;
+      const means = dear && { log: "signedlog", magnitude: "signed", correlationsize: "correlation" }[state.scale];
+      if (!means) return;
+      problem.textContent = `${text} Now shown: ${SCALES[means].label}.`;
+      state.scale = means;
+      recolour();
+    },
     jump,
     state,
     space,

@@ -76,7 +76,7 @@ export default {
         root.dataset.analysed = message.epoch;
       },
       region: (message, buffers) => saveAs(new Blob([buffers[0]]), "fisher.npz"),
-      problem: (message) => viewer?.complain(message.text),
+      problem: (message) => viewer?.complain(message.text, message.dear),
       state: (message) => viewer?.show(message.state),
       jump: (message) => viewer?.jump(message.text),
       times(message) {
