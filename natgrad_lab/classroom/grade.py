@@ -30,7 +30,7 @@ class Record:
     fingerprint: str
     verdicts: tuple[Verdict, ...]
     remarks: tuple[str, ...]
-    seconds: float
+    seconds: float | int
     printed: str = field(default="", repr=False)
 
     @property
@@ -59,7 +59,7 @@ class Settings:
 
     lessons: tuple[str, ...] = ()
     seed: str = ""
-    timeout: float = 20.0
+    timeout: float | int = 20.0
     memory: int = 1024
     hidden: tuple[str, ...] = ()
     namespaces: bool | None = None

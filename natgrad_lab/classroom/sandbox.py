@@ -43,7 +43,7 @@ class Sandbox:
     Raises: OSError where there is no fork (Windows), or where namespaces are demanded and refused.
     """
 
-    def __init__(self, hidden=(), *, timeout: float = 20.0, memory: int = 1024, namespaces: bool | None = None):
+    def __init__(self, hidden=(), *, timeout: float | int = 20.0, memory: int = 1024, namespaces: bool | None = None):
         """Nothing is started before the first submission."""
         if os.name != "posix":
             raise OSError("Grading needs Linux or macOS (fork and resource limits). On Windows use WSL or a container.")
@@ -144,7 +144,7 @@ class Sandbox:
         except RuntimeError as error:
             return str(error)
 
-    def _reply(self, seconds: float = 30) -> dict:
+    def _reply(self, seconds: float | int = 30) -> dict:
         self._control.settimeout(seconds)
         line = b""
         while not line.endswith(b"\n"):

@@ -32,7 +32,10 @@ def serve_answers(channel: int, wall) -> None:
         reply, data = _answer(answers[header["name"]], args, options)
         reply["generators"] = [wire.encode(generator.get_state(), data) for generator in found]
         _flush()
-        send(reply, bytes(data))
+        try:
+            send(reply, bytes(data))
+        except wire.BadMessage as error:
+            send({"mistake": ["raised", f"its result cannot be sent: {error}"]})
 
 
 def _flush() -> None:

@@ -18,6 +18,7 @@ def standalone(function: Callable, name: str = "") -> str:
 
     Raises: ValueError where there is no such text: a closure, a partial, a class's method, or a helper made by a call.
     """
+    function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     if code is None or code.co_freevars or function.__defaults__ and function.__name__ == "<lambda>":
         raise ValueError(f"{function!r} is no plain function: its source does not say all of it.")

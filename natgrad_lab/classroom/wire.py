@@ -70,7 +70,7 @@ def encode(value, body: bytearray, depth: int = 0):
     return {"is": "other", "type": type(value).__name__[:60]}
 
 
-def decode(header, body: bytes):
+def decode(header, body: bytes | memoryview):
     """What `encode` wrote; a value of another kind becomes an object whose class has that name. Raises: BadMessage."""
     try:
         return _READ[header["is"]](header, memoryview(body))
