@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from natgrad_lab import __version__
 from natgrad_lab.cli.compare import compare
 from natgrad_lab.cli.course import course
+from natgrad_lab.cli.dashboard import dashboard
 from natgrad_lab.cli.data import data
 from natgrad_lab.cli.heatmap import heatmap
 from natgrad_lab.cli.reproduce import reproduce
@@ -218,6 +219,7 @@ def run(
 
 app.add_typer(course, name="course")
 app.command()(compare)
+app.command()(dashboard)
 app.command()(data)
 app.command()(heatmap)
 app.command()(reproduce)

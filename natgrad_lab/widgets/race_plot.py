@@ -1,5 +1,6 @@
 """The race as a picture and as words."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ _FREE = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, 
 
 def race_spec(entrants: Sequence[dict[str, Any]], axis: str = "updates") -> dict:
     """Loss, log, against one of AXES: a line for each entrant, named at its end."""
-    colours, traces, notes = race_colours(entrants), [], []
+    colours, traces, ends = race_colours(entrants), [], {}
     for entrant in entrants:
         losses = np.where(np.isfinite(entrant["losses"]) & (entrant["losses"] > 0), entrant["losses"], np.nan)
         name, colour, x = entrant["name"], colours[entrant["name"]], entrant[axis]
@@ -29,17 +30,32 @@ def race_spec(entrants: Sequence[dict[str, Any]], axis: str = "updates") -> dict
         )  # fmt: skip
         drawn = np.flatnonzero(np.isfinite(losses))
         if len(drawn):
-            notes.append(
-                {
-                    "text": escape(name), "x": float(x[drawn[-1]]), "y": float(np.log10(losses[drawn[-1]])), "showarrow": False,
-                    "xanchor": "left", "xshift": 6, "font": {"color": colour, "size": 13},
-                }
-            )  # fmt: skip
+            ends[name] = float(x[drawn[-1]]), float(np.log10(losses[drawn[-1]]))
+    heights = [np.log10(trace["y"][np.isfinite(trace["y"])]) for trace in traces]
+    span = float(np.ptp(np.concatenate(heights))) if ends else 0.0
+    notes = [
+        {
+            "text": escape(name), "x": x, "y": y, "showarrow": False, "xanchor": "left", "xshift": 6,
+            "yshift": shift, "font": {"color": colours[name], "size": 13},
+        }
+        for (name, (x, y)), shift in zip(ends.items(), _apart([y for _, y in ends.values()], span), strict=True)
+    ]  # fmt: skip
     layout = style.template() | {"annotations": notes, "uirevision": axis, "height": 380}
     layout["xaxis"] |= {"rangemode": "tozero", "title": layout["xaxis"]["title"] | {"text": AXES[axis]}}
     layout["yaxis"] |= {"type": "log", "title": layout["yaxis"]["title"] | {"text": "loss (nats per example, log)"}}
     layout["margin"] = layout["margin"] | {"r": 110, "t": 12}
     return {"data": traces, "layout": layout}
+
+
+def _apart(places: Sequence[float], span: float, pixels: float = 300.0, least: float = 16.0) -> list[float]:
+    """Shifts, in pixels, that keep labels at these places `least` pixels apart; an axis of `span` is `pixels` high."""
+    scale, below = pixels / span if span > 0 else 0.0, -math.inf
+    shifts = [0.0] * len(places)
+    for number in sorted(range(len(places)), key=lambda each: places[each]):
+        wanted = places[number] * scale
+        shifts[number] = max(0.0, below + least - wanted)
+        below = wanted + shifts[number]
+    return shifts
 
 
 def race_colours(entrants: Sequence[dict[str, Any]]) -> dict[str, str]:

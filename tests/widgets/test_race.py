@@ -146,6 +146,16 @@ def test_curves_are_thinned(monkeypatch):
     assert entrant.examples == [10 * update for update in entrant.updates] and entrant.spent == 50
 
 
+def test_names_at_the_ends_of_lines_do_not_touch():
+    from natgrad_lab.widgets.race_plot import _apart
+
+    places = [0.0, 0.01, 1.0, 0.02]
+    shifts = _apart(places, 1.0)
+    ends = sorted(300 * place + shift for place, shift in zip(places, shifts, strict=True))
+    assert min(np.diff(ends)) >= 16 - 1e-9 and shifts[0] == shifts[2] == 0
+    assert _apart([0.5, 0.5], 0.0) == [0.0, 16.0] and _apart([], 1.0) == []
+
+
 @pytest.mark.parametrize(
     "change, error, words",
     [
