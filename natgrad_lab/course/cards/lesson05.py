@@ -129,7 +129,7 @@ def whiten(state: dict) -> dict:
 
 def draw_whitening(result: dict) -> go.Figure:
     """Two heatmaps on one scale, and both spectra."""
-    titles = ("before: (W, b)", "after: (V, d)", "eigenvalues / their mean")
+    titles = ("before: (W, b)", "after: (V, d)", "eigenvalues")
     figure = subplots(3, subplot_titles=titles, horizontal_spacing=0.08, column_widths=[0.33, 0.33, 0.34])
     high = max(result["before"].max(), result["after"].max())
     middles = [ROW * place + ROW / 2 - 0.5 for place in range(3)]

@@ -192,7 +192,7 @@ def _roots_headline(result: dict) -> tuple[str, str]:
 # ---- landmarks
 
 COUNTS = (1, 2, 5, 10, 20, 30, 40, 50, 65)
-CHOICES = ("largest not yet explained", "at random")
+CHOICES = ("largest first", "at random")  # the largest diagonal entry that is not yet explained
 DRAWS = 8
 
 
@@ -249,7 +249,7 @@ def landmarks(state: dict) -> dict:
 
 def draw_landmarks(result: dict) -> go.Figure:
     """Efficiency, and what the stand-in leaves out, by number of landmarks."""
-    figure = subplots(2, subplot_titles=("how good the step is", "what the stand-in leaves out"), horizontal_spacing=0.13)
+    figure = subplots(2, subplot_titles=("how good the step is", "what the stand-in leaves out"), horizontal_spacing=0.16)
     for choice, colour in zip(CHOICES, (method_colour("sngd"), ORANGE), strict=True):
         chosen = choice == result["choice"]
         for column, values in enumerate(result["curves"][choice], 1):
@@ -265,7 +265,7 @@ def draw_landmarks(result: dict) -> go.Figure:
     figure.update_xaxes(title={"text": "landmarks, of 65 columns"}, row=1, col=2)
     figure.update_yaxes(title={"text": "share of the possible decrease"}, range=[0, 1.03], row=1, col=1)
     figure.update_yaxes(type="log", tickvals=TICKS, range=[-7, 0.2], title={"text": "share of the trace (log)"}, row=1, col=2)
-    return figure.update_layout(width=880, height=380, showlegend=True, legend={"x": 0.14, "y": 0.17, "yanchor": "bottom"})
+    return figure.update_layout(width=880, height=380, showlegend=True, legend={"x": 0.17, "y": 0.17, "yanchor": "bottom"})
 
 
 # ---- local Fisher layers or batch normalization
@@ -325,18 +325,17 @@ CARDS = (
             f"{result['losses'][0]:.4f} and {result['losses'][1]:.4f} nats",
         ),
         caption=(
-            "Left: the two weights of a logistic regression on their way over the contours of the loss, by natural gradient "
-            "descent (thick) and by gradient descent on w' (thin). Right: their distance relative to the way, log scale. With "
-            "T = 1 it is rounding; with any other T the paths part at the second step."
+            "Left: the two weights of a logistic regression on their way over the contours of the loss, by natural "
+            "gradient descent (thick) and by gradient descent on w' (thin). Right: their distance relative to the way, log "
+            "scale. With T = 1 it is rounding; with any other T the paths part at the second step."
         ),
         presets={"optimal": {"period": 1}, "break it": {"period": NEVER, "lr": 0.4, "condition": 1.0}},
         prediction=Prediction(
             question="G is kept for 5 steps, then renewed. How far do the two paths get apart, in percent of the way?",
             answer=lambda result: round(100 * result["furthest"], 1),
             unit="%",
-            explanation="They get {answer} % apart. G^½ is a constant only until G is renewed, and a G of five steps "
-            "ago is the "
-            "Fisher of other weights.",
+            explanation="They get {answer} % apart. G^½ is a constant only until G is renewed, and a G of five steps ago "
+            "is the Fisher of other weights.",
         ),
     ),
     Card(
@@ -353,9 +352,8 @@ CARDS = (
         draw=draw_roots,
         headline=_roots_headline,
         caption=(
-            "Residuals of the Denman-Beavers iteration for a 30 x 30 matrix M, log scale, against iterations. Orange: "
-            "how far Y² is "
-            "from M; blue: how far Y Z is from I. After a slow start both fall quadratically, down to rounding."
+            "Residuals of the Denman-Beavers iteration for a 30 x 30 matrix M, log scale, against iterations. Orange: how "
+            "far Y² is from M; blue: how far Y Z is from I. After a slow start both fall quadratically, down to rounding."
         ),
         presets={
             "optimal": {"scaled": True},
@@ -366,9 +364,8 @@ CARDS = (
             question="How many iterations until ‖Y Z − I‖ / √m is below 1e-6, for a condition number of 10,000?",
             answer=lambda result: result["iterations"],
             unit="iterations",
-            explanation="It takes {answer}. Most of them bring the extreme eigenvalues near 1, one factor of 2 at a "
-            "time; the last few "
-            "double the digits each. Scaling shortens the first part.",
+            explanation="It takes {answer}. Most of them bring the extreme eigenvalues near 1, one factor of 2 at a time; "
+            "the last few double the digits each. Scaling shortens the first part.",
         ),
     ),
     Card(
@@ -388,20 +385,17 @@ CARDS = (
             f"{100 * result['left']:.2g} % of the trace is left out",
         ),
         caption=(
-            "Left: share of the possible decrease that a step with the stand-in reaches, against the number of "
-            "landmarks; dashed: a "
-            "plain gradient step. Right: share of the trace that the stand-in leaves out, log scale. Landmarks chosen "
-            "one by one "
-            "(purple) need far fewer than random ones (orange)."
+            "Left: share of the possible decrease that a step with the stand-in reaches, against the number of landmarks; "
+            "dashed: a plain gradient step. Right: share of the trace that the stand-in leaves out, log scale. Landmarks "
+            "chosen one by one (purple) need far fewer than random ones (orange)."
         ),
         presets={"optimal": {"count": 40}, "break it": {"count": 2, "damping": 1e-4}},
         prediction=Prediction(
             question="10 of 65 columns, damping 0.01: what percentage of the full matrix' decrease does the step reach?",
             answer=lambda result: round(100 * result["efficiency"]),
             unit="%",
-            explanation="It reaches {answer} %. Directions that no landmark explains get the gradient divided by λ "
-            "alone, and that is "
-            "too much where their variance is above λ.",
+            explanation="It reaches {answer} %. Directions that no landmark explains get the gradient divided by λ alone, "
+            "and that is too much where their variance is above λ.",
         ),
     ),
     Card(
@@ -421,8 +415,8 @@ CARDS = (
         ),
         caption=(
             "Training loss (log) of a perceptron 64-40-40-40-10 on digits against updates or CPU seconds (log). SNGD is "
-            "below SGD "
-            "with batch normalization, which is below SGD, at equal updates; in seconds the first two change places."
+            "below SGD with batch normalization, which is below SGD, at equal updates; in seconds the first two change "
+            "places."
         ),
         presets={"optimal": {"axis": "updates"}, "break it": {"axis": "seconds"}},
         prediction=Prediction(

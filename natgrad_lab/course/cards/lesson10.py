@@ -261,10 +261,9 @@ CARDS = (
         ),
         caption=(
             "Left: relative error of three Kronecker products against the exact block of a convolution's kernel, log "
-            "scale. Right: "
-            "share of the possible decrease that a step with each reaches. On stripes, under a fully connected readout, "
-            "expand (green) is "
-            "nearer; under a global average reduce (orange) is. A forgotten 1/T makes the block T times too large."
+            "scale. Right: share of the possible decrease that a step with each reaches. On stripes, under a fully "
+            "connected readout, expand (green) is nearer; under a global average reduce (orange) is. A forgotten 1/T makes "
+            "the block T times too large."
         ),
         presets={
             "optimal": {"readout": READOUTS[1], "unit": "none (linear)"},
@@ -282,9 +281,8 @@ CARDS = (
                 if result["better"] == "expand"
                 else "reduce: means over places, then products"
             ),
-            explanation="The answer: {answer}. A fully connected readout gives every place derivatives of its own, so "
-            "that products at "
-            "different places nearly cancel; then move the first control.",
+            explanation="The answer: {answer}. A fully connected readout gives every place derivatives of its own, so that "
+            "products at different places nearly cancel; then move the first control.",
         ),
     ),
     Card(
@@ -305,20 +303,17 @@ CARDS = (
             f"{result['spread']:.1f} between places",
         ),
         caption=(
-            "Left: correlation between two places of the first layer by their shift, red positive, blue negative, white "
-            "0. KFC takes "
-            "it for 0 except in the middle. Right: mean square at each place over the mean; KFC takes it for 1 "
-            "everywhere. After a "
-            "global average the derivatives are nearly the same everywhere."
+            "Left: correlation between two places of the first layer by their shift, red positive, blue negative, white 0. "
+            "KFC takes it for 0 except in the middle. Right: mean square at each place over the mean; KFC takes it for 1 "
+            "everywhere. After a global average the derivatives are nearly the same everywhere."
         ),
         presets={"optimal": {"readout": READOUTS[0], "quantity": QUANTITIES[0]}, "break it": {"readout": READOUTS[1]}},
         prediction=Prediction(
-            question="Fully connected readout: how correlated are the derivatives at neighbouring places (0 not at all, "
-            "1 fully)?",
+            question="Fully connected readout: how correlated are the derivatives at neighbouring places (0 not at all, 1 "
+            "fully)?",
             answer=lambda result: round(result["neighbours"], 2),
-            explanation="They correlate by {answer}. The readout has weights of its own for every place, so the "
-            "assumption is a good one "
-            "here. Choose the global average and look again.",
+            explanation="They correlate by {answer}. The readout has weights of its own for every place, so the assumption "
+            "is a good one here. Choose the global average and look again.",
         ),
     ),
     Card(
@@ -334,19 +329,16 @@ CARDS = (
         draw=draw_race,
         headline=_race_headline,
         caption=(
-            "Training loss (log) of a network with two convolutions of 6 channels on 12 x 12 pictures against updates "
-            "or CPU seconds "
-            "(log). KFC falls steepest late, after a start no faster than the others'. PRONG+ is ahead of batch "
-            "normalization, plain "
-            "PRONG is not."
+            "Training loss (log) of a network with two convolutions of 6 channels on 12 x 12 pictures against updates or "
+            "CPU seconds (log). KFC falls steepest late, after a start no faster than the others'. PRONG+ is ahead of "
+            "batch normalization, plain PRONG is not."
         ),
         presets={"optimal": {"axis": "updates"}, "break it": {"axis": "seconds", "seed": "3"}},
         prediction=Prediction(
             question="How much of SGD with momentum's updates does KFC need to the loss at which that one ends, as a fraction?",
             answer=lambda result: round(result["ratio"], 2),
             explanation="It needs {answer} of them, the median of five seeds. We had asked for a third, so the figure "
-            "counts as not "
-            "reproduced; Adam and seconds are in the card.",
+            "counts as not reproduced; Adam and seconds are in the card.",
         ),
     ),
 )
