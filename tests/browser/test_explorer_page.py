@@ -43,6 +43,7 @@ def test_zoom_to_entries_names_and_the_same_view_again(seen, chromium, tmp_path,
     again.wait_for_timeout(800)
     assert again.evaluate("() => document.querySelector('.ngx-pixels').toDataURL()") == before
     assert again.inner_text(".ngx-ends") == tab.inner_text(".ngx-ends") and complaints == []
+    tab.locator(".ngx-more summary").click()
     with tab.expect_download() as saved:
         tab.locator("button[title='save this view as PNG']").click()
     assert saved.value.suggested_filename == "fisher.png"
