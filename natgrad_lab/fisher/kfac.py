@@ -123,7 +123,7 @@ def _kronecker(scores: Tensor, inputs: Tensor, num_examples: int, num_inputs: in
 def _gram(rows: Tensor) -> Tensor:
     """Σ of the rows' outer products; a large one by strips of its upper triangle, which is half the work."""
     width = rows.shape[1]
-    if width < 2 * _STRIP:
+    if width < 3 * _STRIP:
         return rows.T @ rows
     out = rows.new_empty(width, width)
     for start in range(0, width, _STRIP):

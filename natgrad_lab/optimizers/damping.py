@@ -5,6 +5,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,7 +23,7 @@ from natgrad_lab.structures import (
 )
 from natgrad_lab.structures.unit_wise import batched_cholesky
 
-_FORMED = 384  # a layer with both sides smaller has its inverses formed: products then cost less than substitutions
+_FORMED = 384  # a layer with both sides smaller has its inverses formed in any case: products cost less than substitutions
 
 
 def exact_inverse(fisher: StructuredMatrix, damping: float) -> StructuredMatrix:
@@ -30,24 +31,27 @@ def exact_inverse(fisher: StructuredMatrix, damping: float) -> StructuredMatrix:
     return fisher.power(-1, damping)
 
 
-def factored_inverse(fisher: BlockDiagonal, damping: float) -> BlockDiagonal:
+def factored_inverse(fisher: BlockDiagonal, damping: float, *, once: bool = False) -> BlockDiagonal:
     """K-FAC's (G + √λ/π I)⁻¹ ⊗ (A + π√λ I)⁻¹ per layer: two Choleskys each. [MartensGrosse2015] sec. 6.3.
 
-    The inverses of a layer with a large side are not formed: its products are substitutions (`KroneckerInverse`). A layer
-    without factors (a normalization, a small layer without a rule) has its exact block, and (F_l + λI)⁻¹.
+    A layer without factors (a normalization, a small layer without a rule) has its exact block, and (F_l + λI)⁻¹.
+
+    Args:
+        once: for inverses that are used for one product and made anew then: those of layers with a large side are not formed,
+            which would be two thirds of the work, and products are substitutions (`KroneckerInverse`).
     """
-    return BlockDiagonal.trusted(blocks=tuple(_factored_inverse(block, damping) for block in fisher.blocks), note="")
+    return BlockDiagonal.trusted(blocks=tuple(_factored_inverse(block, damping, once) for block in fisher.blocks), note="")
 
 
-def _factored_inverse(block: StructuredMatrix, damping: float) -> StructuredMatrix:
+def _factored_inverse(block: StructuredMatrix, damping: float, once: bool) -> StructuredMatrix:
     if isinstance(block, BlockDiagonal):  # the groups of a convolution
-        return factored_inverse(block, damping)
+        return factored_inverse(block, damping, once=once)
     if not isinstance(block, Kronecker):
         return block.power(-1, damping)
     root, pi = math.sqrt(damping), pi_trace_norm(block)
     dampings = root / pi, root * pi
     (left, is_left_exact), (right, is_right_exact) = map(_damped_factor, (block.left, block.right), dampings)
-    if max(len(left), len(right)) < _FORMED or not (is_left_exact and is_right_exact):
+    if not once or max(len(left), len(right)) < _FORMED or not (is_left_exact and is_right_exact):
         return Kronecker.trusted(left=torch.cholesky_inverse(left), right=torch.cholesky_inverse(right), note="")
     return KroneckerInverse.trusted(left=left, right=right, dampings=left.new_tensor(dampings), note="")
 
@@ -75,6 +79,7 @@ def unit_wise_inverse(fisher: BlockDiagonal, damping: float) -> BlockDiagonal:
 
 
 INVERSES = {"factored": factored_inverse, "exact": exact_inverse}
+USED_ONCE = {factored_inverse: partial(factored_inverse, once=True)}  # what to call instead where every step has its own
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from natgrad_lab.fisher.scores import FISHER_TYPES, ScorePass, loss_pass
 from natgrad_lab.likelihoods import Likelihood
 from natgrad_lab.names import known
 from natgrad_lab.optimizers.base import Direction, Evaluation, FlatOptimizer
+from natgrad_lab.optimizers.damping import USED_ONCE
 from natgrad_lab.optimizers.estimate import FisherEstimate, Statistics
 from natgrad_lab.optimizers.low_rank import preconditioned_gradient
 from natgrad_lab.shapes import Tensor
@@ -38,7 +39,7 @@ class NaturalGradient(FlatOptimizer):
     ):
         """See the class."""
         super().__init__(model, likelihood, **choices)
-        self.estimate, self.invert = estimate, invert
+        self.estimate, self.invert = estimate, USED_ONCE.get(invert, invert) if estimate.invert_every == 1 else invert
         self.fisher_type, self.num_samples = estimate.fisher_type, estimate.num_samples
         self.statistics: Statistics = ()
         self.inverse: StructuredMatrix | None = None
