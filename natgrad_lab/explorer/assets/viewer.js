@@ -225,8 +225,8 @@ function createViewer(root, about, tables, host) {
       missing = paintLevel(level, target, table);
     }
     context.putImageData(image, 0, 0);
-    pixels.dataset.level = level;
-    pixels.dataset.missing = missing.length;
+    note(pixels, "level", level);
+    note(pixels, "missing", missing.length);
     pixels.dataset.drawn = ++painted;
     if (!missing.length && complete !== about.epoch) {
       complete = about.epoch; // every tile of this matrix that the view needs is on screen
@@ -268,9 +268,17 @@ function createViewer(root, about, tables, host) {
     setTimeout(once, document.hidden ? 0 : 250);
   }
 
+  // What did not change is not written: every write lays out the whole notebook again.
+  function say(node, text) {
+    if (node.textContent !== text) node.textContent = text;
+  }
+  function note(node, name, value) {
+    if (node.dataset[name] !== String(value)) node.dataset[name] = value;
+  }
+
   function tellWork() {
     const slow = waitingSince !== null && performance.now() - waitingSince > SLOW;
-    status.textContent = pending ? "computing another arrangement …" : slow && !problem.textContent ? "computing …" : "";
+    say(status, pending ? "computing another arrangement …" : slow && !problem.textContent ? "computing …" : "");
     if (waitingSince !== null && !slow) setTimeout(redraw, SLOW);
   }
 
@@ -399,7 +407,7 @@ function createViewer(root, about, tables, host) {
   };
 
   function read(level) {
-    if (!cursor) return void (readout.textContent = HINT);
+    if (!cursor) return say(readout, HINT);
     const cell = valueAt(level, cursor.row, cursor.column);
     const span = (axis) => {
       const number = space.cellAt(level, cursor[axis]);
@@ -409,7 +417,7 @@ function createViewer(root, about, tables, host) {
     const [[height, one], [width, two]] = [span("row"), span("column")];
     const value = cell ? cell.value.toPrecision(6) : "…";
     const how = height * width === 1 ? symbol() : `${scale().signed ? "mean" : "root mean square"} of ${(height * width).toLocaleString("en")} entries`;
-    readout.textContent = `${one} × ${two}: ${how} = ${value}`;
+    say(readout, `${one} × ${two}: ${how} = ${value}`);
     readout.dataset.value = value;
   }
 
