@@ -40,3 +40,9 @@ def test_a_bar_stops_when_the_work_is_left(monkeypatch):
     next(work), next(work)
     work.close()
     assert stopped == [1]
+
+
+def test_no_bar_while_notebooks_are_made(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setenv("NATGRAD_STILL", "1")
+    assert list(progress.track([1, 2, 3], "work")) == [1, 2, 3] and capsys.readouterr().err == ""
