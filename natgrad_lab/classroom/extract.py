@@ -61,22 +61,26 @@ def definitions(cells: list[str]) -> Definitions:
 def needed(found: Definitions, name: str) -> list[ast.stmt]:
     """The kept statements that define `name` and all that it refers to, in order; [] if nothing does.
 
-    Of two definitions the last counts, as in a notebook run from the top, but a stub hides no answer.
+    Of two definitions of `name` the last counts, but a stub hides no answer. What it refers to is what stood there when it
+    was defined: the last definition before it, else the first after it, as if its check were the next cell.
     """
     bound = [binds(statement) for statement in found.kept]
-    chosen, todo, seen = set(), [name], set()
+    chosen, todo, seen = set(), [(name, len(bound))], set()
     while todo:
-        wanted = todo.pop()
-        if wanted in seen:
+        wanted, before = todo.pop()
+        if (wanted, before) in seen:
             continue
-        seen.add(wanted)
+        seen.add((wanted, before))
         places = [place for place, names in enumerate(bound) if wanted in names]
-        imports = [place for place in places if isinstance(found.kept[place], IMPORTS)]
+        imports = {place for place in places if isinstance(found.kept[place], IMPORTS)}
         others = [place for place in places if place not in imports]
-        written = [place for place in others if not is_stub(found.kept[place])]
-        for place in {*imports, *(written or others)[-1:]} - chosen:
+        written = [place for place in others if not is_stub(found.kept[place])] or others
+        own = [place for place in written if place < before][-1:] or [place for place in written if place >= before][:1]
+        if any(wanted in bound[place] for place in chosen - imports):
+            own = []  # one namespace holds one meaning of a name: the one found first
+        for place in {*imports, *own} - chosen:
             chosen.add(place)
-            todo.extend(used(found.kept[place]))
+            todo.extend((other, place) for other in used(found.kept[place]))
     if not any(name in bound[place] for place in chosen):
         return []
     chosen |= {place for place, names in enumerate(bound) if "*" in names or "__future__" in names}

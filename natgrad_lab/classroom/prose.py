@@ -4,12 +4,19 @@ import re
 from functools import cache
 from html import escape
 
+_SPANS = re.compile(r"(?s)```.*?```|`[^`]*`|\$\$.*?\$\$|(?<!\\)\$[^$`]+\$")
 ALIGNED = re.compile(r"\\(begin|end)\{aligned\}")
 
 
 def markdown(text: str) -> str:
     """HTML of Markdown with $formulas$, tables, and the <details> that notebooks use; headings get ids."""
-    return _reader().render(text)
+    return _reader().render(_SPANS.sub(_on_one_line, text))
+
+
+def _on_one_line(span: re.Match) -> str:
+    """A formula that goes on in the next line; there it could begin like a list."""
+    is_inline = span[0].startswith("$") and not span[0].startswith("$$")
+    return span[0].replace("\n", " ") if is_inline else span[0]
 
 
 def formula(latex: str, *, display: bool) -> str:

@@ -28,7 +28,7 @@ def standalone(function: Callable, name: str = "") -> str:
         node = _find_lambda(ast.parse(text), code)
         if node is None:
             raise ValueError(f"the lambda at line {code.co_firstlineno} was not found in its file.")
-        own = "_answer"
+        own = f"_{name}_answer"
         statement = ast.parse(f"{own} = {ast.unparse(node)}").body[0]
         found = replace(found, kept=(*found.kept, statement))
     statements = needed(found, own)
@@ -92,6 +92,6 @@ def _lines(text: str, statements: list[ast.stmt]) -> list[str]:
     others = [s for s in statements if s not in imports]
     first = lambda s: min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", []))])  # noqa: E731
     written = lambda s: "\n".join(lines[first(s) - 1 : s.end_lineno])  # noqa: E731
-    is_there = lambda s: text and "_answer" not in binds(s)  # noqa: E731
-    source = [written(s) if is_there(s) else ast.unparse(s) for s in others]
+    is_new = lambda s: not text or any(name.endswith("_answer") for name in binds(s))  # noqa: E731
+    source = [ast.unparse(s) if is_new(s) else written(s) for s in others]
     return (["\n".join(ast.unparse(s) for s in imports)] if imports else []) + source

@@ -40,6 +40,14 @@ def test_the_last_definition_counts_but_a_stub_hides_no_answer():
         run([stub])(0)
 
 
+def test_a_name_means_what_it_meant_when_the_answer_was_defined():
+    before, after = "def helper(): return 1", "def helper(): return 2"
+    assert run([before, "def answer(v): return helper()", after])(0) == 1
+    assert run(["def answer(v): return helper()", before, after])(0) == 1
+    assert run([before, "answer = helper", "def other(): return helper()", after])() == 1
+    assert run(["x = 1", "y = x", "x = 5", "def answer(v): return y"])(0) == 1
+
+
 @pytest.mark.parametrize("body, expected", [
     ("raise NotImplementedError", True), ("pass", True), ("...", True), ('"""Only words."""', True), ("return 1", False),
     ("raise ValueError", False), ("x = 1\n    raise NotImplementedError", False),
