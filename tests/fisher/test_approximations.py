@@ -7,7 +7,7 @@ largest entry, 1e-10 where a system is solved or a spectrum taken on the way.
 import pytest
 import torch
 from cases import CASES, KFAC_DIFFERS, KFAC_IS_EXACT, LIKELIHOODS, Case, case_of, random_case
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import blocks_of, fisher_from_jacobians, jacobian, kfac_blocks, linears, output_fisher, trains_bias
 from torch import nn
@@ -568,6 +568,7 @@ def test_a_nearest_product_that_does_not_converge_is_stated(monkeypatch):
 # ---- which is nearer than which
 
 
+@settings(max_examples=10)  # of eight estimates each
 @given(
     st.fixed_dictionaries(
         {
