@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from natgrad_lab.classroom.source import own_lines, standalone
+from natgrad_lab.classroom.source import expression, own_lines, standalone
 from natgrad_lab.course.exercise import Exercise, exercises
 from natgrad_lab.course.lessons import lesson_modules
 from natgrad_lab.course.mistakes import mistakes
@@ -145,7 +145,8 @@ def talking_points(exercise: Exercise) -> str:
         "",
     ]
     for key, answer in exercise.wrong:
-        lines.append(f"* `{key}` {mistakes()[key]}")
+        written = expression(answer)
+        lines.append(f"* `{key}` {mistakes()[key]}" + (f" `{written}`" if written else ""))
         source = own_lines(answer)
         if answer.__name__ != "<lambda>" and 0 < len(source) <= 12:
             lines += ["", "  ```python", *("  " + line for line in _indented(answer)), "  ```", ""]

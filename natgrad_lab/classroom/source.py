@@ -63,6 +63,15 @@ def _module(file: str):
     return text, definitions([text])
 
 
+def expression(function: Callable) -> str:
+    """A lambda as it would be written on one line; "" for anything else."""
+    function = inspect.unwrap(function)
+    if getattr(function, "__name__", "") != "<lambda>":
+        return ""
+    node = _find_lambda(ast.parse(_module(function.__code__.co_filename)[0]), function.__code__)
+    return ast.unparse(node) if node else ""
+
+
 def own_lines(function: Callable) -> list[str]:
     """The lines of the function itself, stripped; [] where there is no source."""
     try:

@@ -192,6 +192,18 @@ def test_the_gradescope_zip(tmp_path):
         assert not [name for name in names if "__pycache__" in name or name.startswith(("tests", "/"))]
 
 
+def test_binder_gets_the_torch_that_is_pinned():
+    from natgrad_lab import environment
+
+    root = environment.checkout()
+    (pin,) = re.findall(r"(?m)^torch==(.*)$", (root / "constraints.txt").read_text())
+    lines = (root / "binder" / "requirements.txt").read_text().splitlines()
+    assert f"torch=={pin}+cpu" in lines and f"--extra-index-url {environment.CPU_TORCH_INDEX}" in lines
+    assert (root / "binder" / "postBuild").stat().st_mode & 0o111 and (
+        root / "binder" / "runtime.txt"
+    ).read_text() == "python-3.11\n"
+
+
 # ---- sources of functions
 
 
