@@ -402,7 +402,7 @@ function createViewer(root, about, tables, host) {
   }
 
   const symbol = () => {
-    const matrix = state.source === "exact" ? "F" : state.source;
+    const matrix = (state.source === "exact" ? "F" : state.source) + (state.white ? " in white coordinates" : "");
     return scale().limits ? `correlation in ${matrix}` : matrix;
   };
 
