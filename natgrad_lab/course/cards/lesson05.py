@@ -130,7 +130,7 @@ def whiten(state: dict) -> dict:
 def draw_whitening(result: dict) -> go.Figure:
     """Two heatmaps on one scale, and both spectra."""
     titles = ("before: (W, b)", "after: (V, d)", "eigenvalues")
-    figure = subplots(3, subplot_titles=titles, horizontal_spacing=0.08, column_widths=[0.33, 0.33, 0.34])
+    figure = subplots(3, subplot_titles=titles, horizontal_spacing=0.11, column_widths=[0.35, 0.35, 0.3])
     high = max(result["before"].max(), result["after"].max())
     middles = [ROW * place + ROW / 2 - 0.5 for place in range(3)]
     ticks = {"tickvals": middles, "ticktext": ["1", "2", "3"], "showgrid": False, "constrain": "domain"}
@@ -154,7 +154,7 @@ def draw_whitening(result: dict) -> go.Figure:
                            line={"color": colour, "width": 3})  # fmt: skip
     figure.add_hline(1.0, line={"color": GREY, "dash": "dash", "width": 1}, row=1, col=3)
     figure.update_xaxes(type="log", dtick=1, title={"text": "place in the order (log)"}, row=1, col=3)
-    figure.update_yaxes(type="log", range=[-4, 3], dtick=1, title={"text": "λ / mean λ (log)", "standoff": 0}, row=1, col=3)
+    figure.update_yaxes(type="log", range=[-4, 3], dtick=1, title={"text": "λ / mean λ (log)", "standoff": 2}, row=1, col=3)
     figure.update_layout(showlegend=True, legend={"x": 0.99, "y": 1.0, "xanchor": "right"})
     return figure.update_layout(width=900, height=360, margin={"l": 50, "r": 16, "t": 40, "b": 50})
 

@@ -15,8 +15,6 @@ from natgrad_lab.plots.style import BLACK, BLUE, GREY, ORANGE, SKY, VERMILLION, 
 from natgrad_lab.roots import nystrom
 from natgrad_lab.structures import LowRank
 
-TICKS = [10.0**power for power in range(-18, 13)]
-
 
 def subplots(columns: int, **options) -> go.Figure:
     """One row of plots in the course's style."""
@@ -42,7 +40,7 @@ def logistic_data(condition: float) -> tuple[np.ndarray, np.ndarray]:
     return inputs, (random.random(EXAMPLES) < 1 / (1 + np.exp(-inputs @ np.array([0.8, 0.6])))).astype(float)
 
 
-def loss(w: np.ndarray, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def loss(w: np.ndarray, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray | float:
     """Mean nll in nats; w (..., 2)."""
     outputs = w @ inputs.T
     return (np.logaddexp(0, outputs) - targets * outputs).mean(-1)
@@ -115,7 +113,7 @@ def draw_paths(result: dict) -> go.Figure:
     figure.update_xaxes(range=[-1.5, 2.5], title={"text": "weight 1"}, row=1, col=1)
     figure.update_yaxes(range=[-0.2, 3.3], title={"text": "weight 2"}, row=1, col=1)
     figure.update_xaxes(title={"text": "steps"}, row=1, col=2)
-    figure.update_yaxes(type="log", range=[-18, 1], tickvals=TICKS[::3], title={"text": "distance / length of the way (log)"},
+    figure.update_yaxes(type="log", range=[-18, 1], dtick=3, title={"text": "distance / length of the way (log)"},
                         row=1, col=2)  # fmt: skip
     return figure.update_layout(width=880, height=400, showlegend=True, legend={"x": 0.5, "y": 0.98, "xanchor": "right"})
 
@@ -179,7 +177,7 @@ def draw_roots(result: dict) -> go.Figure:
             x=np.arange(len(values)), y=shown, mode="lines+markers", name=name, line={"color": colour, "width": 3}
         )
     figure.update_xaxes(title={"text": "iterations"}, range=[-0.3, ITERATIONS + 0.3])
-    figure.update_yaxes(type="log", range=[-17.5, 6.5], tickvals=TICKS[::3], title={"text": "residual (log)"})
+    figure.update_yaxes(type="log", range=[-17.5, 6.5], dtick=3, title={"text": "residual (log)"})
     return figure.update_layout(width=760, height=380, showlegend=True, legend={"x": 0.98, "y": 0.98, "xanchor": "right"})
 
 
@@ -264,7 +262,7 @@ def draw_landmarks(result: dict) -> go.Figure:
     figure.update_xaxes(title={"text": "landmarks, of 65 columns"}, row=1, col=1)
     figure.update_xaxes(title={"text": "landmarks, of 65 columns"}, row=1, col=2)
     figure.update_yaxes(title={"text": "share of the possible decrease"}, range=[0, 1.03], row=1, col=1)
-    figure.update_yaxes(type="log", tickvals=TICKS, range=[-7, 0.2], title={"text": "share of the trace (log)"}, row=1, col=2)
+    figure.update_yaxes(type="log", dtick=1, range=[-7, 0.2], title={"text": "share of the trace (log)"}, row=1, col=2)
     return figure.update_layout(width=880, height=380, showlegend=True, legend={"x": 0.17, "y": 0.17, "yanchor": "bottom"})
 
 
@@ -302,8 +300,8 @@ def draw_batch_norm(result: dict) -> go.Figure:
     for key, (x, y) in result["curves"].items():
         name, colour = ENTRANTS[key]
         figure.add_scatter(x=x, y=y, mode="lines", name=name, line={"color": colour, "width": 4 if key == "SNGD" else 2.5})
-    figure.update_xaxes(type="log", tickvals=TICKS, exponentformat="none", title={"text": AXES[result["axis"]] + " (log)"})
-    figure.update_yaxes(type="log", tickvals=TICKS, exponentformat="none", title={"text": "training loss, nats (log)"})
+    figure.update_xaxes(type="log", dtick=1, title={"text": AXES[result["axis"]] + " (log)"})
+    figure.update_yaxes(type="log", dtick=1, title={"text": "training loss, nats (log)"})
     return figure.update_layout(width=760, height=400, showlegend=True, legend={"x": 0.02, "y": 0.02, "yanchor": "bottom"})
 
 

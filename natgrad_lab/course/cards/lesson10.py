@@ -228,9 +228,8 @@ def draw_race(result: dict) -> go.Figure:
         name, colour = GROUPS[result["group"]][key]
         width = 4 if key == result["rivals"][0] else 2.5
         figure.add_scatter(x=x, y=np.maximum(y, 1e-7), mode="lines", name=name, line={"color": colour, "width": width})
-    tens = [10.0**power for power in range(-8, 5)]
-    figure.update_xaxes(type="log", tickvals=tens, exponentformat="none", title={"text": AXES[result["axis"]] + " (log)"})
-    figure.update_yaxes(type="log", tickvals=tens, exponentformat="power", title={"text": "training loss, nats (log)"})
+    figure.update_xaxes(type="log", dtick=1, title={"text": AXES[result["axis"]] + " (log)"})
+    figure.update_yaxes(type="log", dtick=1, title={"text": "training loss, nats (log)"})
     return figure.update_layout(width=760, height=400, showlegend=True, legend={"x": 0.02, "y": 0.02, "yanchor": "bottom"})
 
 

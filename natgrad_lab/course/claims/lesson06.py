@@ -48,12 +48,12 @@ def _roots(**choices) -> dict:
 
 def iterations_plain() -> float:
     """Until ‖YZ − I‖ / √m < 1e-6, κ = 1e4."""
-    return _roots()["iterations"]
+    return float(_roots()["iterations"])
 
 
 def iterations_scaled() -> float:
     """The same with scaling."""
-    return _roots(scaled=True)["iterations"]
+    return float(_roots(scaled=True)["iterations"])
 
 
 def sequential_residual() -> float:
