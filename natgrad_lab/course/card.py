@@ -7,6 +7,7 @@ functions; because every control has finitely many values, a page can hold what 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Real
 from typing import Any
 
 from natgrad_lab.course.lessons import lesson_modules
@@ -94,7 +95,7 @@ class Card:
     caption: str
     presets: Mapping[str, Mapping[str, Any]]
     prediction: Prediction
-    seconds: float | None = field(default=None)
+    seconds: Real | None = field(default=None)
 
     def __post_init__(self):
         if len(self.controls) > MOST_CONTROLS or not self.controls:

@@ -112,10 +112,13 @@ def spare_notebooks():
 
 @pytest.fixture
 def notebook(lab, chromium, spare_notebooks, request):
-    """Give `notebook(*cells)`: it puts these cells into a notebook, or opens an existing `file`, and runs it all."""
+    """Give `notebook(*cells)`: it puts these cells into a notebook, or opens an existing `file`, and runs it all.
+
+    `before` is run first, in the kernel only.
+    """
     opened = []
 
-    def open_notebook(*cells: str, file: str = "", width: int = 1280, height: int = 1000) -> "Notebook":
+    def open_notebook(*cells: str, file: str = "", before: str = "", width: int = 1280, height: int = 1000) -> "Notebook":
         if spare_notebooks and not file:
             book = spare_notebooks.pop()
             book.page.set_viewport_size({"width": width, "height": height})
@@ -124,6 +127,8 @@ def notebook(lab, chromium, spare_notebooks, request):
             book = Notebook(lab, chromium, cells, file, width, height)
             book.open()
         opened.append(book)
+        if before:
+            book.ask_kernel(before)
         book.run_all()
         return book
 

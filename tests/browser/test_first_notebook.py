@@ -4,9 +4,9 @@ import pytest
 
 
 def test_the_first_notebook_runs_and_its_widget_lives(notebook, lab):
-    first = sorted(path.name for path in lab[2].glob("01_*.ipynb"))
+    first = sorted(path.name for path in lab[2].glob("00_*.ipynb"))
     if not first:
-        pytest.fail("notebooks/ has no 01_*.py")
+        pytest.fail("notebooks/ has no 00_*.py")
     book = notebook(file=first[0], height=1100)
     book.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count()
     errors = book.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
