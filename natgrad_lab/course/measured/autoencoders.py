@@ -54,7 +54,6 @@ PARTS = {  # label → changes of kfac_adaptive; "even" takes π away
     "labels of the data": {"fisher_type": "empirical"},
     "no running averages": {"ema_decay": 0.0},
     "inverses at every update": {"invert_every": 1},
-    "inverses every 100": {"invert_every": 100},
     "block-tridiagonal": {"blocks": "tridiagonal"},
 }
 PART_UPDATES, LOOK_EVERY = 120, 10
