@@ -103,22 +103,27 @@ def write(out: Path, notebooks: dict) -> list[Path]:
 
 
 def leaks(text: str) -> list[str]:
-    """A sentence for each line of `text` that is one of an exercise's right or wrong answers; short lines do not count."""
-    lines = {re.sub(r"\s+", "", line) for line in text.splitlines()}
-    return [f"{key}: {line}" for line, key in telling_lines().items() if re.sub(r"\s+", "", line) in lines]
+    """A sentence for each line of `text` that gives away an exercise's right or wrong answer.
+
+    That is a line that returns a result, the only telling line of an answer, or two lines of one; a single line of several
+    may be what the lesson has shown. Short lines, signatures and imports tell nothing.
+    """
+    lines, found = {re.sub(r"\s+", "", line) for line in text.splitlines()}, {}
+    for key, answer in telling_lines():
+        hits = [line for line in answer if re.sub(r"\s+", "", line) in lines]
+        if len(hits) >= min(2, len(answer)) or any(line.startswith("return ") for line in hits):
+            found.update(dict.fromkeys(f"{key}: {line}" for line in hits))
+    return list(found)
 
 
-def telling_lines() -> dict[str, str]:
-    """Line -> exercise, for every line of an answer that would tell something."""
-    found = {}
+def telling_lines() -> list[tuple[str, tuple[str, ...]]]:
+    """(exercise, the lines that would tell something) of every answer that is a function."""
+    found = []
     for exercise in exercises().values():
-        answers = (exercise.reference, *exercise.others, *(answer for _, answer in exercise.wrong))
-        for answer in answers:
-            if answer.__name__ == "<lambda>":
-                continue  # one expression in a table of data; its file is what is written here
-            for line in own_lines(answer):
-                if len(line) >= SHORTEST and not _TRIVIAL.match(line):
-                    found[line] = exercise.key
+        for answer in (exercise.reference, *exercise.others, *(answer for _, answer in exercise.wrong)):
+            own = [] if answer.__name__ == "<lambda>" else own_lines(answer)
+            lines = tuple(line for line in own if len(line) >= SHORTEST and not _TRIVIAL.match(line))
+            found += [(exercise.key, lines)] if lines else []
     return found
 
 
