@@ -1,5 +1,6 @@
 """Every number of a report against dense NumPy, by each of the three routes: spectrum, factors, products."""
 
+import functools
 import math
 
 import numpy as np
@@ -101,20 +102,26 @@ def expected(case, F, M, g):
     }
 
 
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_every_number_is_the_dense_one(problem, route, monkeypatch):
+@functools.cache
+def dense_numbers(problem):
+    """The case of that name, and for every approximation its numbers from the definitions."""
     case = PROBLEMS[problem]()
     F, dense = approximations(case)
     g = gradient(case.model, case.density, case.inputs, case.targets).numpy()
+    return case, {name: expected(case, F, M, g) for name, M in dense.items()}
+
+
+@pytest.mark.parametrize("problem, route", [(problem, route) for problem in PROBLEMS for route in ROUTES])
+def test_every_number_is_the_dense_one(problem, route, monkeypatch):
+    case, values = dense_numbers(problem)
     monkeypatch.setattr(matrices, "LARGEST_SPECTRUM", ROUTES[route][0])
     for module in (matrices, exact, products):
         monkeypatch.setattr(module, "LARGEST_DENSE", ROUTES[route][1])
     report = comparison.compare(*case.data, case.targets, DAMPING, NAMES)
     assert report.failures == {}
-    for name, M in dense.items():
+    for name in NAMES:
         row = report.row(name)
-        for metric, value in expected(case, F, M, g).items():
+        for metric, value in values[name].items():
             given = getattr(row, metric)
             if given is None:
                 inverse = name == "block_diagonal" and metric in NEED_THE_INVERSE  # of dense blocks
@@ -127,19 +134,22 @@ def test_every_number_is_the_dense_one(problem, route, monkeypatch):
             assert math.isclose(given, value, rel_tol=1e-4 if rough else 2e-6, abs_tol=3e-7), (name, metric)
 
 
+def of_every_approximation():
+    case = random_case((4, 4, 3), num_examples=7)
+    return comparison.compare(*case.data, case.targets, DAMPING)
+
+
+by_spectra = functools.cache(of_every_approximation)  # before a route is chosen
+
+
 @pytest.mark.parametrize("route", ["factors", "products"])
 def test_every_approximation_has_the_same_numbers_by_every_route(route, monkeypatch):
-    case = random_case((4, 4, 3), num_examples=7)
-
-    def report():
-        return comparison.compare(*case.data, case.targets, DAMPING)
-
-    whole = report()
+    whole = by_spectra()
     assert whole.failures == {}
     monkeypatch.setattr(matrices, "LARGEST_SPECTRUM", ROUTES[route][0])
     for module in (matrices, exact, products):
         monkeypatch.setattr(module, "LARGEST_DENSE", ROUTES[route][1])
-    other = report()
+    other = of_every_approximation()
     for one, two in zip(whole.totals, other.totals, strict=True):
         for metric in BY_EVERY_ROUTE:
             values = getattr(one, metric), getattr(two, metric)
