@@ -163,9 +163,9 @@ assert kept["critical"]["kfac"] >= kept["critical"]["sgd"]
 
 # %% [markdown]
 # **How to read it.** With an efficiency of `0.8` SGD scales to **16**<!--sweep_sgd--> examples and K-FAC to
-# **64**<!--sweep_kfac-->. Beyond, SGD stays between 90 and 180 updates, whatever the batch; K-FAC goes on falling, with less and
-# less profit, to nine. The mechanism of the model is there, in a network; its numbers are not, for the model's spectrum was
-# not fitted to this network.
+# **64**<!--sweep_kfac-->. Beyond, SGD stays between 90 and 180 updates, whatever the batch; K-FAC goes on falling, with
+# less and less profit, to nine. The mechanism of the model is there, in a network; its numbers are not, for the model's
+# spectrum was not fitted to this network.
 
 # %% [markdown]
 # ## What may be averaged

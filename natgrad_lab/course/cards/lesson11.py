@@ -150,6 +150,8 @@ def cluster(state: dict) -> dict:
             start = 0.0
             while start < 4 * update:
                 bars.append((f"{count} × {name}", name, start, min(length, 4 * update - start)))
+                if name == "gradients":
+                    bars.append((f"{count} × {name}", "all-reduce", start + each, reduce))
                 start += max(length, update) if name != "inverses" else refresh
     elif mode == "SGD":
         power, update = 0.0, each + reduce
@@ -278,9 +280,11 @@ def draw_batch_sweep(result: dict) -> go.Figure:
         figure.add_scatter(x=x, y=ideal, name=f"{words}, perfect scaling", mode="lines", line=line)
         figure.add_vline(x=result["critical"][name], line={"color": method_colour(name), "dash": "dash"})
     figure.update_layout(showlegend=True, legend=LEGEND)
-    figure.update_xaxes(title_text="batch size B (examples, log)", type="log", dtick=math.log10(2))
+    figure.update_xaxes(
+        title_text="batch size B (examples, log)", type="log", tickvals=list(x), ticktext=[f"{batch:.0f}" for batch in x]
+    )
     words = "updates" if result["axis"] == "steps" else "examples seen"
-    figure.update_yaxes(title_text=f"{words} until the loss is 0.1 nats (log)", type="log")
+    figure.update_yaxes(title_text=f"{words} until the loss is 0.1 nats (log)", type="log", dtick=1)
     return figure
 
 
