@@ -23,6 +23,7 @@ from natgrad_lab.widgets.card_question import CardQuestion
 from natgrad_lab.widgets.card_states import json_ready
 from natgrad_lab.widgets.curves import PlotView
 from natgrad_lab.widgets.guard import guarded
+from natgrad_lab.widgets.keys import Keys
 
 _KEPT = 32  # results of states that were left, so that going back is immediate
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -45,8 +46,8 @@ class CardView(ipw.VBox):
         self.question, self.plot = CardQuestion(card), PlotView(height=HEIGHT)
         self.answer, self.headline, self.caption, self.error, self.note = (ipw.HTML() for _ in range(5))
         self.run = ipw.Button(icon="play", button_style="primary", layout={"width": "auto"})
-        self._opening = ipw.HTML(card_text.opening(card))
-        super().__init__([self._opening, self.question, self.error])
+        self._opening, self._keys = ipw.HTML(card_text.opening(card)), Keys()
+        super().__init__([self._keys, self._opening, self.question, self.error])
         for name in ("natgrad-card", f"natgrad-card-{card.name}"):
             self.add_class(name)
         self._wire()
@@ -82,7 +83,8 @@ class CardView(ipw.VBox):
         self._is_revealed = True
         runs = [ipw.HBox([self.run, self.note])] if self.card.seconds else []
         self.children = [
-            self._opening, self.answer, self.controls, self.presets, *runs, self.error, self.headline, self.plot, self.caption,
+            self._keys, self._opening, self.answer, self.controls, self.presets, *runs, self.error, self.headline,
+            self.plot, self.caption,
         ]  # fmt: skip
         if self.card.seconds:
             self.headline.value = card_text.no_headline()

@@ -15,6 +15,7 @@ from natgrad_lab.widgets.card_newest import Newest
 from natgrad_lab.widgets.conditioning_spectra import PRECONDITIONERS, Conditioning
 from natgrad_lab.widgets.curves import PlotView
 from natgrad_lab.widgets.guard import guarded
+from natgrad_lab.widgets.keys import Keys
 
 DAMPINGS = tuple(float(f"{10 ** (k / 2):.2g}") for k in range(-12, 3))  # 1e-6 to 10, two a decade
 DEFAULT = 1e-2
@@ -32,7 +33,7 @@ class ConditioningPanel(ipw.VBox):
         )  # fmt: skip
         self.damping.add_class("natgrad-card-slider")
         self.headline, self.table, self.error, self.plot = ipw.HTML(), ipw.HTML(), ipw.HTML(), PlotView(height=380)
-        super().__init__([self.damping, self.error, self.headline, self.plot, self.table])
+        super().__init__([Keys(), self.damping, self.error, self.headline, self.plot, self.table])
         for each in ("natgrad-card", "natgrad-conditioning"):
             self.add_class(each)
         self._newest = Newest(self._work, thread=f"natgrad-card-{name}")

@@ -12,6 +12,7 @@ from natgrad_lab.widgets import card_text, race_plot, text
 from natgrad_lab.widgets.controller import Frame, LiveRun
 from natgrad_lab.widgets.curves import PlotView
 from natgrad_lab.widgets.guard import guarded
+from natgrad_lab.widgets.keys import Keys
 from natgrad_lab.widgets.race_problem import RaceProblem, entrants_of, made
 
 METHODS = ("sgd", "adam", "kfac")
@@ -31,7 +32,7 @@ class RacePanel(ipw.VBox):
         )  # fmt: skip
         controls = ipw.HBox([self.start, self.reset, self.axis], layout={"flex_flow": "row wrap", "grid_gap": "4px 10px"})
         self.headline, self.table, self.error, self.plot = ipw.HTML(), ipw.HTML(), ipw.HTML(), PlotView(height=380)
-        super().__init__([controls, self.error, self.headline, self.plot, self.table])
+        super().__init__([Keys(), controls, self.error, self.headline, self.plot, self.table])
         for each in ("natgrad-card", "natgrad-race"):
             self.add_class(each)
         self.run = LiveRun(problem, {"seed": 0}, name=name, max_fps=3, owner=self, wanted=lambda: self.plot.is_watched)

@@ -187,7 +187,7 @@ def test_wrong_names_and_kinds_are_refused():
 
 def test_words_are_escaped(show):
     view = show(toy())
-    opening = view.children[0].value
+    opening = view.children[1].value
     assert "A &lt;b&gt;toy&lt;/b&gt;" in opening and "One line &amp; one map." in opening
 
 

@@ -1,0 +1,11 @@
+"""Arrow keys for the menus and choices of a card: without this JupyterLab takes them to move between cells."""
+
+import anywidget
+
+from natgrad_lab.widgets.view import source
+
+
+class Keys(anywidget.AnyWidget):
+    """Invisible; stands anywhere in an element of the class natgrad-card."""
+
+    _esm = source("keys.js")
