@@ -77,7 +77,8 @@ class Explorer:
     A tile is up to 64 x 64 cells, float32 whatever the model's precision; it is computed when first asked for.
     `arranged` gives the same matrices in another order, in white coordinates or with another damping.
     Cost: the rows' factors, K N (Σ in + out) numbers, tables of units (4 bytes a pair), and tiles up to the rest of the
-    budget. Workspace comes on top, and for inverses and spectra RRᵀ, its eigenvectors and its root.
+    budget. Workspace comes on top, tables of up to two other arrangements, and for inverses and spectra RRᵀ in float64 with its
+    eigenvectors and its root.
     """
 
     def __init__(

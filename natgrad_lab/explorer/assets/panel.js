@@ -82,7 +82,7 @@ function createPanel(parent, make, changed) {
       pen.beginPath();
       each.eigenvalues.forEach((value, k) => (k ? pen.lineTo(x(k), y(value)) : pen.moveTo(x(k), y(value))));
       pen.stroke();
-      const name = each.kind === "preconditioned" ? `preconditioned by ${each.name}: condition ${short(each.condition)}` : each.name;
+      const name = each.kind === "preconditioned" ? `preconditioned by ${each.name} + ${short(given.damping)} I: condition ${short(each.condition)}` : each.name;
       make(legend, "span", "", name).style.setProperty("--ngx-colour", colour);
     });
     [pen.strokeStyle, pen.lineWidth] = [ink, 1];
