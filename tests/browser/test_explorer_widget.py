@@ -176,6 +176,14 @@ FRAMES = """() => { window.ngxEpochs = 0; const root = document.querySelector('.
   new MutationObserver(() => window.ngxEpochs++).observe(root, { attributes: true, attributeFilter: ['data-frames'] }); }"""
 
 
+def go_to(book, knob, moment):
+    """Move the slider of time and wait for the frame that answers."""
+    painted = book.page.locator(".natgrad-explorer").get_attribute("data-frames")
+    knob.fill(str(moment))
+    book.page.wait_for_function(f"() => document.querySelector('.natgrad-explorer').dataset.frames !== '{painted}'")
+    settle(book)
+
+
 def test_live_and_back_in_time(explorer):
     book = explorer(LIVE)
     first = canvas(book)
@@ -195,11 +203,9 @@ def test_live_and_back_in_time(explorer):
     assert trained != first
     knob = book.page.locator(".ngx-time input")
     last = int(knob.get_attribute("max"))
-    knob.fill("0")
-    book.page.wait_for_function("() => document.querySelector('.natgrad-explorer').dataset.time === 'start'")
-    settle(book)
+    go_to(book, knob, 0)
+    assert book.page.locator(".natgrad-explorer").get_attribute("data-time") == "start"
     assert canvas(book) == first, "the first moment as it was"
-    knob.fill(str(last))
-    settle(book)
+    go_to(book, knob, last)
     assert canvas(book) == trained
     assert_clean(book)
