@@ -45,7 +45,7 @@ class CardView(ipw.VBox):
         self.controls, self.presets = CardControls(card), CardPresets(card)
         self.question, self.plot = CardQuestion(card), PlotView(height=HEIGHT)
         self.answer, self.headline, self.caption, self.error, self.note = (ipw.HTML() for _ in range(5))
-        self.run = ipw.Button(icon="play", button_style="primary", layout={"width": "auto"})
+        self.run = ipw.Button(icon="play", button_style="primary", layout={"width": "auto", "flex": "0 0 auto"})
         self._opening, self._keys = ipw.HTML(card_text.opening(card)), Keys()
         super().__init__([self._keys, self._opening, self.question, self.error])
         for name in ("natgrad-card", f"natgrad-card-{card.name}"):

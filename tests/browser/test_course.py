@@ -50,7 +50,9 @@ def move(book, root, card):
     if card.seconds is None:
         wait_headline(book, card, state)
     else:  # it waits for Run, which says how long it takes
-        assert f"about {card.seconds:g} s" in root.locator("button.mod-primary").inner_text()
+        button = root.locator("button.mod-primary")
+        assert f"about {card.seconds:g} s" in button.inner_text()
+        assert button.evaluate("node => node.scrollWidth <= node.clientWidth + 1"), "what the button says is cut off"
         assert "Press Run" in root.inner_text()
 
 
