@@ -119,7 +119,8 @@ def test_every_stub_is_an_answer_that_passes(instructor):
         cells = cells_of(instructor / lesson.path.with_suffix(".ipynb").name)
         assert not any("raise NotImplementedError(" in cell for cell in cells)
         for exercise in lesson.exercises:
-            (cell,) = [c for c in cells if standalone(exercise.reference).strip() in c]
+            holding = [cell for cell in cells if standalone(exercise.reference).strip() in cell]
+            cell = min(holding, key=len)  # a later exercise may use an earlier one as its helper
             scope = {}
             exec(compile(cell, "<cell>", "exec"), scope)
             assert judge(exercise, scope[exercise.name]).passed
