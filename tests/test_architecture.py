@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "natgrad_lab"
 
 # Top to bottom: a room may import those above it.
 ROOMS = [
-    "environment", "errors", "names", "shapes", "progress", "linalg", "substitution", "structures", "roots", "distributed", "likelihoods",
-    "models", "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear", "optimizers", "metrics",
-    "validation", "experiments", "plots", "explorer", "comparison", "reproduce", "course", "widgets", "notebooks", "classroom", "jupyter", "suite",
-    "bench", "doctor", "cli", "bootstrap", "__main__",
+    "environment", "errors", "names", "shapes", "progress", "linalg", "substitution", "structures", "roots",
+    "distributed", "likelihoods", "models", "datasets", "parameters", "unrolled", "derivatives", "fisher", "deep_linear",
+    "optimizers", "metrics", "validation", "experiments", "plots", "explorer", "comparison", "reproduce", "course",
+    "widgets", "notebooks", "classroom", "jupyter", "suite", "bench", "doctor", "cli", "bootstrap", "__main__",
 ]  # fmt: skip
 CORE = ROOMS[ROOMS.index("errors") : ROOMS.index("plots")]
 OUTSIDE = {  # room or file -> what else it may import; rooms not named here may import anything installed

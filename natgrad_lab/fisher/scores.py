@@ -39,9 +39,10 @@ def output_scores(
     Positions are independent given the outputs, so the output Fisher is block-diagonal over them.
 
     Args:
-        fisher_type: "exact": the columns of the likelihood's root at every position, K = S C (Categorical: S (C − 1)). "monte_carlo": scores at
-            `num_samples` targets drawn from the model, divided by √num_samples; right in expectation. "empirical": the
-            score at the observed target, K = 1; not the Fisher, and zero where the model fits its data.
+        fisher_type: "exact": the columns of the likelihood's root at every position, K = S C (Categorical: S (C − 1)).
+            "monte_carlo": scores at `num_samples` targets drawn from the model, divided by √num_samples; right in
+            expectation. "empirical": the score at the observed target, K = 1; not the Fisher, and zero where the model fits
+            its data.
         targets: (N S, ...) needed, and used, for "empirical" only.
         generator: for "monte_carlo"; without one, samples come from a new generator with seed 0.
     """
