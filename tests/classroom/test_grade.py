@@ -69,20 +69,14 @@ def differing(sandbox, chosen):
     return wrong
 
 
-@pytest.mark.slow
-def test_every_answer_gets_the_verdict_it_gets_here():
-    chosen = [(exercise, *answer) for exercise in exercises().values() for answer in answers_of(exercise)]
-    assert len(chosen) >= 5 * len(exercises()) / 2, "hardly any answers can be written as source"
-    with Sandbox(timeout=120) as sandbox:
-        assert differing(sandbox, chosen) == []
-
-
-def test_an_answer_of_each_exercise_gets_the_verdict_it_gets_here(sandbox, monkeypatch):
+def test_answers_get_the_verdict_they_get_here(sandbox, monkeypatch):
+    """A right and a wrong answer in turn, of every fourth exercise that has answers that can be written as source."""
     monkeypatch.setattr(sys.modules["natgrad_lab.course.check"], "INSTANCES", 1)
     chosen = []
-    for number, exercise in enumerate(exercises().values()):  # right and wrong ones in turn
+    for number, exercise in enumerate(list(exercises().values())[::4]):
         some = list(answers_of(exercise))
-        chosen.append((exercise, *some[0 if number % 3 == 0 else -1]))
+        chosen.append((exercise, *some[0 if number % 2 == 0 else -1]))
+    assert len(chosen) >= 8
     assert differing(sandbox, chosen) == []
 
 
