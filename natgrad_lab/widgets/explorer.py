@@ -246,8 +246,9 @@ class FisherExplorer(anywidget.AnyWidget):
                     if epoch == self._epoch:
                         self._wanted[view] = asked
         headers, buffers = self._packed(seen, dict.fromkeys(tiles))
-        limits = self._limits_now(seen, epoch, {asked[0][0] for asked in shown.values() if asked})
         about = seen.about() if self._rearranged else None
+        told = self._limits_now if about is None else self._limits_of  # other coordinates have other limits, at once
+        limits = told(seen, epoch, {asked[0][0] for asked in shown.values() if asked})
         self._rearranged = False
         self._to_page({"type": "frame", "epoch": epoch, "limits": limits, "about": about, "tiles": headers},
                       [*buffers, *self._places(seen, about)])  # fmt: skip
