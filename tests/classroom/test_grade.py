@@ -167,21 +167,24 @@ REFUSED = [
     ("import os, signal; os.killpg(0, signal.SIGTERM)", "signal"),
     ("import ctypes; ctypes.CDLL(None).getpid()", "machine code"),
     ("import ctypes; ctypes.pythonapi.fork()", "machine code"),
-    ("open('/tmp/natgrad-evil', 'w')", "write outside"),
-    ("import os; os.remove(__import__('natgrad_lab').__file__)", "write outside"),
-    ("import shutil, os; shutil.rmtree(os.path.expanduser('~/..'))", ""),
-    ("import os; os.mkdir('/tmp/natgrad-evil')", "write outside"),
+    ("open('VICTIM/new', 'w')", "write outside"),
+    ("import os; os.remove('VICTIM/kept')", "write outside"),
+    ("import shutil; shutil.rmtree('VICTIM')", ""),
+    ("import os; os.mkdir('VICTIM/folder')", "write outside"),
     ("import os, natgrad_lab as n; os.symlink(n.__path__[0] + '/course/exercises', 'x'); open('x/lesson03.py')", ""),
     ("open('/proc/1/environ').read()", "other processes"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("evil, words", REFUSED)
-def test_what_is_refused_is_reported_even_if_the_error_is_swallowed(sandbox, evil, words):
+def test_what_is_refused_is_reported_even_if_the_error_is_swallowed(sandbox, evil, words, tmp_path):
+    """VICTIM is a folder of the test's own: a broken wall harms nothing else."""
+    (tmp_path / "kept").write_text("kept")
+    evil = evil.replace("VICTIM", str(tmp_path))
     swallowed = f"try:\n        {evil}\n    except BaseException:\n        pass"
     verdict, key, evidence, remarks, _ = graded(sandbox, swallowed)
     assert "refused: it tried to" in remarks and words in remarks, (key, evidence, remarks)
-    assert not Path("/tmp/natgrad-evil").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 @pytest.fixture(scope="module")
@@ -248,15 +251,18 @@ def test_the_evidence_points_at_the_students_own_line(sandbox):
 # ---- without namespaces
 
 
-def test_the_audit_hook_alone_refuses_the_same():
+def test_the_audit_hook_alone_refuses_the_same(tmp_path):
     """Where the kernel gives no namespaces (a container, macOS) Python's hook is the wall."""
     with Sandbox(timeout=6, memory=400, namespaces=False) as box:
         box.start()
         assert "no namespaces" in box.isolation
         assert graded(box, "pass")[0].passed
+        (tmp_path / "kept").write_text("kept")
         for evil, words in REFUSED:
+            evil = evil.replace("VICTIM", str(tmp_path))
             remarks = graded(box, f"try:\n        {evil}\n    except BaseException:\n        pass")[3]
             assert "refused: it tried to" in remarks and words in remarks, evil
+        assert [path.name for path in tmp_path.iterdir()] == ["kept"]
         graded(box, "open('left.txt', 'w').write('x')")
         assert graded(box, "import os; assert os.listdir('.') == []")[0].passed
 
