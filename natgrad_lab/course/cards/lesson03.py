@@ -139,7 +139,8 @@ def _two_maps_headline(result: dict) -> tuple[str, str]:
     power = result["slope"]
     if power is None:
         return f"{result['gap']:.0e}", "between the two ends: rounding, the two roads are one"
-    return f"{result['gap']:.1e}", f"between the two ends; the gap goes with the learning rate to the power {round(power, 2) + 0.0:.2f}"  # never -0.00
+    power = round(power, 2) + 0.0  # never -0.00
+    return f"{result['gap']:.1e}", f"between the two ends; the gap goes with the learning rate to the power {power:.2f}"
 
 
 # ---- how far to trust the quadratic model
