@@ -29,6 +29,7 @@ from natgrad_lab.structures.row_blocks import RowBlock, mirror_upper
 
 _PASSES = 4  # each multiplies the residual by eps * ‖M‖ / damping
 _RESIDUAL = 1e-14  # of the refined solve, relative: rounding of float64
+_IN_RANGE = {torch.float32: 1e-9, torch.float64: _RESIDUAL}  # of the range form: a hundredth of the rounding of its result
 _DEAR = 1 << 28  # multiplications of one product with R from which corrections by products are avoided
 _CHUNK = 1 << 24  # numbers of R formed at a time by to_dense
 
@@ -96,7 +97,7 @@ class Gram(StructuredMatrix):
         With damping 0 it needs RRᵀ invertible, and gives the solution of least norm.
         """
         self._check_rows(u)
-        return self._double.rmatmul(self._rows_solve(u.double(), damping)).to(self.dtype)
+        return self._double.rmatmul(self._rows_solve(u.double(), damping, _IN_RANGE[self.dtype])).to(self.dtype)
 
     def solve(self, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:
         """(M + damping I)⁻¹ x = (x - Rᵀ(RRᵀ + damping I)⁻¹ R x) / damping (Woodbury), in float64.
@@ -222,10 +223,10 @@ class Gram(StructuredMatrix):
     def _eigenvalues(self) -> Tensor:
         return clamp_spectrum(self._dense.eigvalsh() if self.num_rows >= self.dim else psd_eigvalsh(self.row_gram))
 
-    def _rows_solve(self, u: Tensor, damping: Real) -> Tensor:
-        """(RRᵀ + damping I)⁻¹u in float64."""
+    def _rows_solve(self, u: Tensor, damping: Real, enough: float = _RESIDUAL) -> Tensor:
+        """(RRᵀ + damping I)⁻¹u in float64, to a relative residual of `enough`."""
         damping = check_damping(damping)
-        if self.dtype != torch.float64 and (w := self._refined_solve(u, damping)) is not None:
+        if self.dtype != torch.float64 and (w := self._refined_solve(u, damping, enough)) is not None:
             return w
         return cholesky_solve(self._double._factor(damping, damped_cholesky), u)
 
@@ -240,14 +241,14 @@ class Gram(StructuredMatrix):
     def _newest_factor(self) -> dict:
         return {}
 
-    def _refined_solve(self, u: Tensor, damping: float) -> Tensor | None:
+    def _refined_solve(self, u: Tensor, damping: float, enough: float) -> Tensor | None:
         """Factor in the working precision, correct by float64 residuals; None if that converges slowly."""
         factor = self._factor(damping, _cholesky_or_none)
         if factor is None:
             return None
         scale = u.norm(dim=0).clamp(min=torch.finfo(u.dtype).tiny)
         w, residual, error = torch.zeros_like(u), u, 1.0
-        while error > _RESIDUAL:
+        while error > enough:
             correction = cholesky_solve(factor, (residual / scale).to(self.dtype)).double() * scale
             refined = w + correction
             residual = u - self._double.rows_matmul(self._double.rmatmul(refined)) - damping * refined
