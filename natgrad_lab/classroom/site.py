@@ -19,7 +19,8 @@ body { font: 17px/1.55 system-ui, sans-serif; color: light-dark(#212121, #e6e6e6
 .page { max-width: 46rem; margin: 0 auto; padding: 0 4px 4rem; }
 .page h1 { line-height: 1.2; font-size: clamp(1.5rem, 5vw, 2.1rem); } .page h2 { margin-top: 2.2em; }
 .page a { color: light-dark(#0b57d0, #8ab4f8); } nav { display: flex; gap: 1em; justify-content: space-between; margin: 1em 0; }
-.page pre { overflow-x: auto; padding: .7em .9em; border-radius: 6px; font-size: .84em; line-height: 1.45; }
+.page pre { overflow-x: auto; padding: .7em .9em; border-radius: 6px; font-size: .78em; line-height: 1.45; }
+.code pre, .out pre { box-sizing: border-box; width: fit-content; min-width: 100%; max-width: max(100%, 50vw + 21rem); }
 .code pre { background: light-dark(#f5f6f8, #1b1f24); margin: 1em 0 .2em; }
 .out pre { margin: .2em 0 1em; white-space: pre; } .out img { max-width: 100%; height: auto; border-radius: 4px; }
 .page table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1em 0; }
@@ -81,7 +82,19 @@ def _cell(cell) -> str:
         from natgrad_lab.widgets.card_page import card_fragment
 
         return code(cell.source) + card_fragment(find_card(card[1]))
-    return code(cell.source) + "".join(_output(output) for output in cell.outputs)
+    return code(cell.source) + "".join(_output(output) for output in _joined(cell.outputs))
+
+
+def _joined(outputs: list) -> list:
+    """What was printed in pieces as one piece."""
+    joined = []
+    for output in outputs:
+        is_more = joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name
+        if is_more:
+            joined[-1] = type(output)({**joined[-1], "text": joined[-1].text + output.text})
+        else:
+            joined.append(output)
+    return joined
 
 
 def _output(output) -> str:

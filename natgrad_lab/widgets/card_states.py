@@ -88,7 +88,7 @@ def _words(card: Card) -> dict[str, Any]:
         },
         "question": prediction.question, "options": prediction.options and list(prediction.options),
         "unit": prediction.unit, "answer": answer if prediction.options else float(answer),
-        "answer_text": card_text.answer_text(prediction, answer), "explanation": prediction.explanation.format(answer=answer),
+        "answer_text": card_text.answer_text(prediction, answer), "explanation": card_text.explanation(prediction, answer),
     }  # fmt: skip
 
 

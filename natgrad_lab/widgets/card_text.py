@@ -28,6 +28,18 @@ def answer_text(prediction: Prediction, answer: Any) -> str:
     return f"{float(answer):.3g} {prediction.unit}".strip()
 
 
+def explanation(prediction: Prediction, answer: Any) -> str:
+    """The words after the answer, a number in them as short as the answer's own."""
+    return prediction.explanation.format(answer=_Short(answer) if prediction.options is None else answer)
+
+
+class _Short(float):
+    """A number that is written with three digits where nothing else is asked for."""
+
+    def __format__(self, form: str) -> str:
+        return super().__format__(form or ".3g")
+
+
 def said_text(prediction: Prediction, said: Any, answer: Any) -> str:
     """What became of what the reader said; "" if nothing was said."""
     if said is None:
@@ -51,7 +63,7 @@ def answer(card: Card, given: Any, said: Any) -> str:
     return (
         f'<div class="natgrad-card-answer"><p class="natgrad-card-asked">{escape(prediction.question)}</p>'
         f"<p><b>{escape(answer_text(prediction, given))}</b> {said_html}</p>"
-        f"<p>{escape(prediction.explanation.format(answer=given))}</p></div>"
+        f"<p>{escape(explanation(prediction, given))}</p></div>"
     )
 
 

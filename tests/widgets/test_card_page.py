@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from cards_for_tests import CHOICE, toy
 
-from natgrad_lab.course.card import Control
+from natgrad_lab.course.card import Control, Prediction
+from natgrad_lab.widgets import card_text
 from natgrad_lab.widgets.card_page import card_fragment, card_head, card_page
 from natgrad_lab.widgets.card_states import card_data, json_ready
 
@@ -34,6 +35,11 @@ def test_a_page_holds_what_the_card_answers():
         ("slider", ["0.5", "1", "2"], 1), ("menu", ["plain", "odd"], 0), ("toggle", ["no", "yes"], 0),
     ]  # fmt: skip
     assert len(data["pool"]) == 3 * 2 + 1, "two traces for each slope, and one layout"
+
+
+@pytest.mark.parametrize(("words", "shown"), [("{answer} m", "5.2 m"), ("{answer:.5f}", "5.19877"), ("far", "far")])
+def test_a_number_in_the_explanation_is_short_unless_the_card_says_how(words, shown):
+    assert card_text.explanation(Prediction("How far?", lambda r: 0, words), 5.198773795304712) == shown
 
 
 def test_more_states_than_a_page_holds():

@@ -140,7 +140,7 @@ def _two_maps_headline(result: dict) -> tuple[str, str]:
     if power is None:
         return f"{result['gap']:.0e}", "between the two ends: rounding, the two roads are one"
     power = round(power, 2) + 0.0  # never -0.00
-    return f"{result['gap']:.1e}", f"between the two ends; the gap goes with the learning rate to the power {power:.2f}"
+    return f"{result['gap']:.2g}", f"between the two ends; the gap goes with the learning rate to the power {power:.2f}"
 
 
 # ---- how far to trust the quadratic model

@@ -199,7 +199,7 @@ def draw_damping(result: dict) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title_text="damping λ (log)", type="log", dtick=1)
     figure.update_yaxes(title_text="share of the possible decrease", range=[0, 1.05])
-    return figure.update_layout(showlegend=True, legend={"x": 0.02, "y": 0.4, "yanchor": "middle"})
+    return figure.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"})
 
 
 DAMPING_BENCH = Card(

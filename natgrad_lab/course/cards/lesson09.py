@@ -88,7 +88,7 @@ def draw_race(result: dict) -> go.Figure:
         figure.add_scatter(x=x[1:], y=y[1:], mode="lines", name=label, line={"color": colour, "width": 3})
     words = {"updates": "updates (log)", "seconds": "CPU seconds of the updates (log)"}
     figure.update_xaxes(title_text=words[axis], type="log", dtick=1)
-    figure.update_yaxes(title_text="training error, ‖y − ŷ‖² (log)", type="log", nticks=6)
+    figure.update_yaxes(title_text="training error, ‖y − ŷ‖² (log)", type="log", dtick="D2", exponentformat="none")
     return figure.update_layout(showlegend=True, legend={"x": 0.02, "y": 0.02, "yanchor": "bottom"})
 
 

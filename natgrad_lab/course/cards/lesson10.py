@@ -110,7 +110,7 @@ def microscope(state: dict) -> dict:
     correlation, power = _microscope(state["pictures"], state["readout"], state["quantity"], state["unit"])
     neighbours = [correlation[SHIFTS + a, SHIFTS + b] for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0))]
     return {"correlation": correlation, "power": power, "quantity": state["quantity"], "neighbours": float(np.mean(neighbours)),
-            "spread": float(power.max() / power.min())}  # fmt: skip
+            "spread": float(power.max() / power.min()) if power.all() else math.inf}  # fmt: skip
 
 
 def draw_microscope(result: dict) -> go.Figure:
@@ -168,7 +168,8 @@ def draw_sharing(result: dict) -> go.Figure:
     names = list(result["found"])
     for column in (1, 2):
         values = [result["found"][name][column - 1] for name in names]
-        figure.add_bar(row=1, col=column, x=names, y=values, name="error" if column == 1 else "efficiency",
+        figure.add_bar(row=1, col=column, x=[name.replace(", ", ",<br>") for name in names], y=values,
+                       name="error" if column == 1 else "efficiency",
                        marker={"color": [COLOURS[name] for name in names]}, text=[f"{value:.2f}" for value in values],
                        textposition="outside", cliponaxis=False)  # fmt: skip
     figure.update_xaxes(title={"text": f"factors of the kernel's block, T = {result['positions']} places"})
@@ -298,8 +299,12 @@ CARDS = (
         draw=draw_microscope,
         headline=lambda result: (
             f"{result['neighbours']:.2f}",
-            f"correlation of neighbouring places ({result['quantity']}); mean squares differ by a factor of up to "
-            f"{result['spread']:.1f} between places",
+            f"correlation of neighbouring places ({result['quantity']}); "
+            + (
+                "at some places the mean square is 0"
+                if math.isinf(result["spread"])
+                else f"mean squares differ by a factor of up to {result['spread']:.1f} between places"
+            ),
         ),
         caption=(
             "Left: correlation between two places of the first layer by their shift, red positive, blue negative, white 0. "

@@ -363,7 +363,7 @@ CARDS = (
         ),
         compute=batch_damping,
         draw=draw_batch_damping,
-        headline=lambda result: (f"λ = {result['chosen']:.1e}", f"needs the fewest steps at B = {result['batch']:,}"),
+        headline=lambda result: (f"λ = {result['chosen']:.2g}", f"needs the fewest steps at B = {result['batch']:,}"),
         caption=(
             "Steps to the target (colour, logarithmic) of the preconditioner 1 / (h + λ) against batch size and damping; "
             "empty where the target is out of reach. White: the best damping of every batch size. Dashed: the chosen one."
