@@ -293,7 +293,7 @@ class Explorer:
         """Plain data for a page: layers, levels, names of the matrices."""
         return {
             "dim": self.layout.dim, "tile": TILE, "levels": self.pyramid.num_levels, "layers": describe(self.layout),
-            "sources": list(self.sources), "arrangement": asdict(self.arrangement),
+            "sources": list(self.sources), "left_out": self.sources.left_out, "arrangement": asdict(self.arrangement),
             "units": None if self.sources.unit_orders is None else [order.tolist() for order in self.sources.unit_orders],
         }  # fmt: skip
 

@@ -27,6 +27,8 @@ from natgrad_lab.explorer.structure import Approximation
 from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.structures import Gram, StructuredMatrix
 
+NOT_WHITE = "only exact and Kronecker matrices follow into white coordinates"
+
 
 class Matrices(Mapping):
     """name → Source: exact, each approximation and its difference, and their damped inverses.
@@ -45,11 +47,13 @@ class Matrices(Mapping):
         """Put the rows and factors in order; RRᵀ is diagonalized only if that, or an inverse, needs it."""
         self.layout, self.arrangement, self.plain_gram = layout, arrangement, gram
         self.structures, self.order, self.unit_orders = dict(approximations), None, None
+        self.left_out: dict[str, str] = {}  # approximations that this arrangement cannot show, and why
         if arrangement.white:
             maps = whitening_maps(gram, layout, arrangement.damping)
             gram, spectrum = whitened(gram, maps), None
             white = {name: structure_whitened(matrix, maps) for name, matrix in self.structures.items()}
             self.structures = {name: matrix for name, matrix in white.items() if matrix is not None}
+            self.left_out = {name: NOT_WHITE for name in white if name not in self.structures}
         self.gram, self._spectrum = gram, spectrum
         if arrangement.order == "unit":
             self.unit_orders = unit_orders(gram, layout)

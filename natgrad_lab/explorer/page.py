@@ -12,7 +12,10 @@ from natgrad_lab.explorer.explore import Explorer
 from natgrad_lab.explorer.pyramid import TILE
 from natgrad_lab.plots.style import colour_table
 
-SCRIPTS = ("geometry.js", "svg.js", "panel.js", "viewer.js")
+SCRIPTS = (
+    "geometry.js", "svg.js", "colours.js", "tiles.js", "lens.js", "overlay.js", "pane.js", "input.js", "aside.js", "panel.js",
+    "saves.js", "controls.js", "viewer.js",
+)  # fmt: skip
 KEPT_CELLS = 1024  # cells a side of the finest level that a page keeps
 
 

@@ -99,10 +99,9 @@ class FisherExplorer(anywidget.AnyWidget):
                 self._wanted[view] = []
                 self._want_greeting()
             elif kind == "tiles" and message.get("epoch") == self._epoch:
-                asked = (message["source"], int(message["level"]), message["reduce"])
-                self._wanted[view] = [(*asked, int(row), int(column)) for row, column in message["tiles"]]
-                if message.get("all"):
-                    self._shown[view] = list(self._wanted[view])
+                self._wanted[view] = _places(message["wanted"])
+                if shown := message.get("shown"):  # True: all that is wanted
+                    self._shown[view] = _places(message["wanted"] if shown is True else shown)
                 self._wake()
             else:
                 self._answer(kind, message)
@@ -153,10 +152,12 @@ class FisherExplorer(anywidget.AnyWidget):
             )
 
     def _write_region(self, file, message: dict) -> None:
-        seen = self._seen
+        seen, compared = self._seen, message.get("compare")
         rows, columns = (slice(*message[axis]) for axis in ("rows", "columns"))
+        values = lambda source: seen.values(Region(rows, columns), source).cpu().numpy()  # noqa: E731
+        second = {"compared": compared, "compared_values": values(compared)} if compared else {}
         np.savez(
-            file, values=seen.values(Region(rows, columns), message["source"]).cpu().numpy(), source=message["source"],
+            file, values=values(message["source"]), source=message["source"], **second,
             rows=[seen.name_at(i) for i in range(rows.start, rows.stop)],
             columns=[seen.name_at(i) for i in range(columns.start, columns.stop)],
             state=json.dumps(self.state | seen.about()["arrangement"]),
@@ -188,9 +189,7 @@ class FisherExplorer(anywidget.AnyWidget):
                 job = None if greet or renewed or asked else next(iter(self._jobs.values()))
                 if job is not None:
                     self._jobs = {name: each for name, each in self._jobs.items() if each is not job}
-                together = bool(asked) and self._is_most_of_a_level(seen, asked)
-                count = 0 if not asked else len(asked) if together else min(_BATCH, len(asked))
-                batch = [asked.pop(0) for _ in range(count)]
+                batch, together = self._next(seen, asked) if asked else ([], False)
                 shown = {view: list(self._shown.get(view, [])) for view in self._wanted} if renewed else {}
             try:
                 if greet:
@@ -205,15 +204,24 @@ class FisherExplorer(anywidget.AnyWidget):
                     self._send_tiles(seen, epoch, batch)
             except Exception as error:  # told to the reader; the next question may be answered
                 with self._ready:
-                    self._wanted = {view: [] for view in self._wanted}
+                    failed = {each[0] for each in batch}
+                    self._wanted = {view: [t for t in tiles if t[0] not in failed] for view, tiles in self._wanted.items()}
                 dear = isinstance(error, TooDear)
                 self._to_page({"type": "problem", "text": f"{type(error).__name__}: {error}", "dear": dear})
 
+    def _next(self, seen: Explorer, asked: list[tuple]) -> tuple[list[tuple], bool]:
+        """Take the next tiles from the list: all of one matrix where they are most of a level, else a few. Says which."""
+        alike = [each for each in asked if each[:3] == asked[0][:3]]
+        together = self._is_most_of_a_level(seen, alike)
+        batch = alike if together else asked[:_BATCH]
+        asked[:] = [each for each in asked if each not in batch]
+        return batch, together
+
     @staticmethod
-    def _is_most_of_a_level(seen: Explorer, asked: list[tuple]) -> bool:
-        level = asked[0][1]
+    def _is_most_of_a_level(seen: Explorer, alike: list[tuple]) -> bool:
+        level = alike[0][1]
         whole = seen.pyramid.num_tiles(level) ** 2 if level < seen.pyramid.num_levels else 0
-        return 0 < whole <= _TOGETHER and 2 * len(asked) > whole and all(each[:3] == asked[0][:3] for each in asked)
+        return 0 < whole <= _TOGETHER and 2 * len(alike) > whole
 
     def _send_greeting(self, seen: Explorer, epoch: int) -> None:
         about = seen.about() | {"limits": {_FIRST: seen.limits(_FIRST)}, "live": self._live}
@@ -233,28 +241,39 @@ class FisherExplorer(anywidget.AnyWidget):
         """
         tiles: list[tuple] = []
         for view, asked in shown.items():
-            if asked and self._is_most_of_a_level(seen, asked):
-                source, level, reduce = asked[0][:3]
-                seen.picture(source, level, reduce)
-                last = seen.pyramid.num_levels - 1
-                coarse = {"entries": "rms"}.get(reduce, reduce)
-                seen.picture(source, last, coarse)
-                count = range(seen.pyramid.num_tiles(last))
-                tiles += [*asked, *((source, last, coarse, i, j) for i in count for j in count)]
-            elif asked:
-                with self._ready:
-                    if epoch == self._epoch:
-                        self._wanted[view] = asked
+            rest = []
+            for kind, alike in _alike(each for each in asked if each[0] in seen.sources).items():
+                if self._is_most_of_a_level(seen, alike):
+                    seen.picture(*kind)
+                    tiles += [*alike, *self._map_tiles(seen, kind)]
+                else:
+                    rest += alike
+            with self._ready:
+                if rest and epoch == self._epoch:
+                    self._wanted[view] = rest
         headers, buffers = self._packed(seen, dict.fromkeys(tiles))
         about = seen.about() if self._rearranged else None
         told = self._limits_now if about is None else self._limits_of  # other coordinates have other limits, at once
-        limits = told(seen, epoch, {asked[0][0] for asked in shown.values() if asked})
+        limits = told(seen, epoch, {each[0] for asked in shown.values() for each in asked} & set(seen.sources))
         self._rearranged = False
-        self._to_page({"type": "frame", "epoch": epoch, "limits": limits, "about": about, "tiles": headers},
-                      [*buffers, *self._places(seen, about)])  # fmt: skip
+        header = {"type": "frame", "epoch": epoch, "limits": limits, "about": about, "tiles": headers, "times": self._times()}
+        self._to_page(header, [*buffers, *self._places(seen, about)])
         with self._ready:
             self._framed = epoch
             self._ready.notify_all()
+
+    @staticmethod
+    def _map_tiles(seen: Explorer, kind: tuple[str, int, str]) -> list[tuple]:
+        """The tiles of the coarsest level, which the small map shows; made from the finer picture."""
+        source, _, reduce = kind
+        last, coarse = seen.pyramid.num_levels - 1, {"entries": "rms", "correlations": "correlation size"}.get(reduce, reduce)
+        seen.picture(source, last, coarse)
+        count = range(seen.pyramid.num_tiles(last))
+        return [(source, last, coarse, i, j) for i in count for j in count]
+
+    def _times(self) -> dict | None:
+        """Where the view is in time, for one that follows a training."""
+        return None
 
     _limited = -_STEADY
 
@@ -276,14 +295,14 @@ class FisherExplorer(anywidget.AnyWidget):
     _told: tuple[int, set] = (-1, set())
 
     @staticmethod
-    def _packed(seen: Explorer, tiles: Iterable[tuple]) -> tuple[list[dict], list[bytes]]:
-        headers, buffers = [], []
+    def _packed(seen: Explorer, tiles: Iterable[tuple]) -> tuple[list[tuple], list[bytes]]:
+        """[(source, reduce, level, row, column, rows, columns), ...] and one buffer with all of their values in that order."""
+        headers, values = [], []
         for source, level, reduce, row, column in tiles:
             tile = seen.tile(source, level, row, column, reduce)
-            place = {"source": source, "reduce": reduce, "level": level, "row": row, "column": column}
-            headers.append({**place, "rows": tile.shape[0], "columns": tile.shape[1]})
-            buffers.append(tile.tobytes())
-        return headers, buffers
+            headers.append((source, reduce, level, row, column, *tile.shape))
+            values.append(tile.tobytes())
+        return headers, [b"".join(values)]
 
     def _send_tiles(self, seen: Explorer, epoch: int, batch: list[tuple]) -> None:
         """Send one message for a few tiles that are there already, else one for each."""
@@ -308,6 +327,19 @@ class FisherExplorer(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
         return bundle if bundle is None else _with_png(bundle, self._seen)
+
+
+def _places(asked: list) -> list[tuple]:
+    """Tiles a page asks for, as (source, level, reduce, row, column)."""
+    return [(source, int(level), reduce, int(row), int(column)) for source, reduce, level, row, column in asked]
+
+
+def _alike(tiles: Iterable[tuple]) -> dict[tuple[str, int, str], list[tuple]]:
+    """The tiles of each matrix, level and reduction."""
+    groups: dict[tuple[str, int, str], list[tuple]] = {}
+    for each in tiles:
+        groups.setdefault(each[:3], []).append(each)
+    return groups
 
 
 def _same_parts(seen: Explorer) -> tuple:

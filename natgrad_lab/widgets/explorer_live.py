@@ -18,6 +18,7 @@ from natgrad_lab.structures import Gram
 from natgrad_lab.widgets.explorer import FisherExplorer
 
 _PATIENCE = 2.0  # seconds to wait for a page that does not answer
+_MOST_AHEAD = 8  # matrices on their way to a page
 _YIELD = 0.1  # seconds, at most, that the training waits for a frame: two threads at once take longer than one by one
 
 
@@ -123,7 +124,8 @@ class LiveExplorer(FisherExplorer):
                     self._at = len(self._past.all()) - 1
                     self.show(self._open(snapshot))
                     self._ready.wait_for(lambda: self._framed >= self._epoch or not self._wanted, _YIELD)
-                self._tell_time()
+                else:
+                    self._tell_time()
             self._looked = self._clock()
         return True
 
@@ -134,18 +136,18 @@ class LiveExplorer(FisherExplorer):
             at = max(0, min(at, len(kept) - 1))
             self._at, self._follows = at, at == len(kept) - 1
             self.show(self._open(kept[at]))
-            self._tell_time()
 
-    _live = True
+    _live, _ahead = True, 1
 
     def _is_behind(self) -> bool:
-        """Whether some page has two matrices still to paint: one is made while the other is on its way."""
-        return self._follows and bool(self._wanted) and self._painted < self._epoch - 1
+        """Whether some page has as many matrices still to paint as it paints between two answers, and one more."""
+        return self._follows and bool(self._wanted) and self._painted < self._epoch - self._ahead
 
     def _answer(self, kind: str, message: dict) -> None:
         super()._answer(kind, message)
         if kind == "painted":
             self._painted = max(self._painted, int(message["epoch"]))
+            self._ahead = min(max(1, int(message.get("count", 1))), _MOST_AHEAD)
         if kind == "time":
             self.show_snapshot(int(message["at"]))
 
@@ -168,10 +170,14 @@ class LiveExplorer(FisherExplorer):
             self._arrangement = now
             raise
 
+    def _times(self) -> dict:
+        with self._ready:
+            kept = self._past.all()
+            self._at = min(self._at, len(kept) - 1)
+            return {"count": len(kept), "at": self._at, "text": kept[self._at].text}
+
     def _tell_time(self) -> None:
-        kept = self._past.all()
-        self._at = min(self._at, len(kept) - 1)
-        self._to_page({"type": "times", "count": len(kept), "at": self._at, "text": kept[self._at].text})
+        self._to_page({"type": "times"} | self._times())
 
     def _send_greeting(self, seen: Explorer, epoch: int) -> None:
         super()._send_greeting(seen, epoch)

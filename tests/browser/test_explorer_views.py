@@ -54,8 +54,8 @@ def steady(book, wanted=None):
 
 
 def choose(book, menu, choice):
-    book.page.locator(".natgrad-explorer select").nth(menu).select_option(choice)
-    if menu == 2:
+    book.page.locator(f"select[data-menu='{menu}']").select_option(choice)
+    if menu == "order":
         book.until(f"() => {DATA}.order === '{choice}'")
     book.settle()
 
@@ -85,9 +85,9 @@ def test_numbers_of_every_view_are_those_of_the_dense_matrix(opened, artifacts):
     place = "W2[3,5] x W1[2,33]"
     book.page.screenshot(path=str(artifacts / "explorer_1280.png"))
     assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
-    choose(book, 1, "correlation")
+    choose(book, "colours", "correlation")
     assert value_at(book, place) == pytest.approx(dense[i, j] / np.sqrt(dense[i, i] * dense[j, j]), rel=1e-5)
-    choose(book, 1, "signedlog"), choose(book, 0, "inverse of exact")
+    choose(book, "colours", "signedlog"), choose(book, "matrix", "inverse of exact")
     damped = lambda damping: np.linalg.inv(dense + damping * np.eye(len(dense)))[i, j]  # noqa: E731
     assert value_at(book, place) == pytest.approx(damped(1e-3), rel=1e-5)
     book.page.locator(".ngx-damping input").fill("-1")
@@ -99,10 +99,10 @@ def test_numbers_of_every_view_are_those_of_the_dense_matrix(opened, artifacts):
     effective = float(book.page.get_attribute(".ngx-panel", "data-effective"))
     assert effective == pytest.approx((values / (values + 0.1)).sum(), rel=1e-6)
     book.page.locator(".ngx-more summary").click()
-    choose(book, 0, "exact"), choose(book, 2, "eigenvector")
+    choose(book, "matrix", "exact"), choose(book, "order", "eigenvector")
     assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
     assert book.page.inner_text(".ngx-readout").startswith("2.weight[3,5] × 0.weight[2,33]: F = ")
-    choose(book, 2, "unit")
+    choose(book, "order", "unit")
     assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
     assert book.complaints == [] and book.problem() == ""
 
@@ -125,9 +125,9 @@ def test_white_and_back_in_one_gesture_each(opened, artifacts):
 def test_exports_and_the_same_view_again(opened):
     book = opened(width=800)
     assert book.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
-    choose(book, 0, "kfac − exact"), choose(book, 1, "signed")
+    choose(book, "matrix", "kfac − exact"), choose(book, "colours", "signed")
     book.page.locator(".ngx-more summary").click()
-    choose(book, 2, "unit")
+    choose(book, "order", "unit")
     value_at(book, "W2[3] x W1[1]")
     name, svg = downloaded(book, "save this view as SVG")
     assert name == "fisher.svg" and svg.startswith(b"<svg") and b"W1[1]" in svg or b"0.weight[1" in svg

@@ -104,9 +104,9 @@ def test_wheel_drag_keys_and_matrices(explorer):
     settle(book)
     assert state(book)["span"] == spans[0]
     pictures = {canvas(book)}
-    menus = book.page.locator(".ngx-bar select")
-    for menu, choice in ((0, "kfac"), (0, "kfac − exact"), (1, "signedlog"), (0, "exact"), (1, "signed"), (1, "magnitude")):
-        menus.nth(menu).select_option(choice)
+    choices = [("matrix", "kfac"), ("matrix", "kfac − exact"), ("colours", "signedlog"), ("matrix", "exact")]
+    for menu, choice in (*choices, ("colours", "signed"), ("colours", "magnitude")):
+        book.page.locator(f"select[data-menu='{menu}']").select_option(choice)
         settle(book)
         pictures.add(canvas(book))
     assert len(pictures) == 7, "every matrix and every scale is another picture"

@@ -31,16 +31,23 @@ def view(page, inputs):
     made.close()
 
 
-def ask(page, view, tiles, level=0, source="exact", reduce="entries", epoch=0, name="v"):
-    page.tell(view, type="tiles", number=1, epoch=epoch, source=source, reduce=reduce, level=level, tiles=tiles, view=name)
+def ask(page, view, tiles, level=0, source="exact", reduce="entries", epoch=0, name="v", **more):
+    wanted = [[source, reduce, level, row, column] for row, column in tiles]
+    page.tell(view, type="tiles", epoch=epoch, wanted=wanted, view=name, **more)
 
 
-def tiles_of(page, view):
-    return [
-        ({**tile, "epoch": content["epoch"]}, np.frombuffer(buffer, np.float32))
-        for content, buffers in page.sent(view, "tiles")
-        for tile, buffer in zip(content["tiles"], buffers, strict=True)
-    ]
+def tiles_of(page, view, kind="tiles"):
+    """(what it is, values) of every tile sent; a message has one buffer for all of its tiles."""
+    found = []
+    for content, buffers in page.sent(view, kind):
+        start, values = 0, np.frombuffer(buffers[0], np.float32)
+        for tile in content["tiles"]:
+            place = dict(zip(("source", "reduce", "level", "row", "column", "rows", "columns"), tile, strict=True))
+            stop = start + place["rows"] * place["columns"]
+            found.append((place | {"epoch": content["epoch"]}, values[start:stop]))
+            start = stop
+        assert start == len(values)
+    return found
 
 
 def test_greets_with_everything_a_page_needs(page, view):
@@ -183,7 +190,7 @@ def test_follows_the_training_at_its_pace(page, training, inputs):
     content, values = tiles_of(page, view)[-1]
     dense = ng.fisher.dense_fisher(model, Categorical(), inputs).to_dense()
     np.testing.assert_allclose(values.reshape(64, 64), dense[:64, :64], rtol=1e-5, atol=1e-9)
-    assert content["epoch"] == 2 and newest(page, view, "times")["text"] == "step 2"
+    assert content["epoch"] == 2 and newest(page, view, "frame")["times"]["text"] == "step 2"
 
 
 def test_waits_for_the_page_but_not_for_ever(page, training):

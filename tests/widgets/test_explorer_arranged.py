@@ -66,7 +66,7 @@ def test_limits_of_a_matrix_come_with_its_first_tiles(page, view):
     page.ready(view)
     for name in ("inverse of exact", "exact"):
         ask(page, view, [[0, 0]], source=name)
-        wait_for(lambda name=name: any(content["tiles"][0]["source"] == name for content, _ in page.sent(view, "tiles")))
+        wait_for(lambda name=name: any(content["tiles"][0][0] == name for content, _ in page.sent(view, "tiles")))
     limits = [content["limits"] for content, _ in page.sent(view, "tiles")]
     assert list(limits[0]) == ["inverse of exact"] and limits[0]["inverse of exact"][0] > 0
     dense = view.explorer.sources["exact"].entries(slice(0, 160), slice(0, 160)).numpy()

@@ -29,10 +29,14 @@ function svgPen(measure) {
       parts.push(`<text x="${near(x)}" y="${near(y)}" text-anchor="${anchor}" fill="${pen.fillStyle}"${squeezed}>${escaped(text)}</text>`);
     },
   };
-  const text = (width, height, family, background, image) =>
-    `<svg xmlns="${SVG}" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" font-family="${escaped(family)}" font-size="11">` +
-    `<rect width="${width}" height="${height}" fill="${background}"/>${image}${parts.join("")}</svg>`;
-  return { pen, text };
+  return { pen, parts };
+}
+
+function svgText(width, height, family, background, inside) {
+  return (
+    `<svg xmlns="${SVG}" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" font-family="${family.replace(/"/g, "&quot;")}" font-size="11">` +
+    `<rect width="${width}" height="${height}" fill="${background}"/>${inside}</svg>`
+  );
 }
 
 function saveAs(blob, name) {

@@ -1,3 +1,5 @@
+const ANSWER_EVERY = 250; // ms
+
 // The kernel's tiles: asked for as the view moves, taken whenever they come; those of an older matrix are dropped.
 export default {
   render({ model, el }) {
@@ -14,8 +16,7 @@ export default {
     el.appendChild(slider);
     let viewer = null;
     let epoch = -1;
-    let number = 0;
-    let saving = 0;
+    let [saving, resting, painted] = [0, 0, []];
 
     function begin(message, buffers) {
       epoch = message.epoch;
@@ -27,12 +28,14 @@ export default {
       const places = placesOf(buffers[message.colours.length]);
       const tables = Object.fromEntries(message.colours.map((name, k) => [name, colourTable(bytes(buffers[k]))]));
       viewer = createViewer(root, { ...message.about, epoch, places }, tables, {
-        request: (source, reduce, level, tiles, all) =>
-          send({ type: "tiles", number: ++number, epoch, source, reduce, level, tiles, all }),
+        request(wanted, shown) {
+          const plain = (places) => places.map(({ source, reduce, level, i, j }) => [source, reduce, level, i, j]);
+          send({ type: "tiles", epoch, wanted: plain(wanted), shown: shown && (shown.length === wanted.length || plain(shown)) });
+        },
         arrange: (change) => send({ type: "arrange", ...change }),
         analyse: () => send({ type: "analysis" }),
         save: (region) => send({ type: "region", ...region }),
-        painted: (which) => send({ type: "painted", epoch: which }),
+        painted: acknowledge,
         moved(state) {
           clearTimeout(saving);
           saving = setTimeout(() => {
@@ -47,13 +50,34 @@ export default {
 
     const placesOf = (buffer) => (buffer ? new Int32Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength)) : null);
 
-    function take(message, buffers) {
-      message.tiles.forEach(({ source, reduce, level, row, column, rows, columns }, k) => {
-        const [buffer, start] = [buffers[k].buffer, buffers[k].byteOffset];
-        const bytes = buffer.slice(start, start + buffers[k].byteLength); // aligned for floats
-        viewer.receive(source, reduce, level, row, column, rows, columns, new Float32Array(bytes));
-      });
-      root.dataset.tiles = Number(root.dataset.tiles || 0) + message.tiles.length;
+    // All tiles of a message are one buffer, in the order of the list.
+    function take({ tiles }, [{ buffer, byteOffset, byteLength }]) {
+      const bytes = buffer.slice(byteOffset, byteOffset + byteLength); // aligned for floats
+      let start = 0;
+      for (const [source, reduce, level, i, j, rows, columns] of tiles) {
+        viewer.receive({ source, reduce, level, i, j }, rows, columns, new Float32Array(bytes, start, rows * columns));
+        start += 4 * rows * columns;
+      }
+      root.dataset.tiles = Number(root.dataset.tiles || 0) + tiles.length;
+    }
+
+    // Every message to the kernel makes JupyterLab redraw its toolbar and status twice, so a few frames share an answer.
+    function acknowledge(which) {
+      painted.push(which);
+      if (resting) return;
+      send({ type: "painted", epoch: painted[painted.length - 1], count: painted.length });
+      painted = [];
+      resting = setTimeout(() => {
+        resting = 0;
+        if (painted.length) acknowledge(painted.pop());
+      }, ANSWER_EVERY);
+    }
+
+    function tellTime({ count, at, text }) {
+      slider.hidden = count < 2;
+      Object.assign(knob, { max: count - 1, value: at });
+      told.textContent = ` ${text}`;
+      root.dataset.time = text;
     }
 
     const kinds = {
@@ -66,7 +90,8 @@ export default {
       frame(message, buffers) {
         if (!viewer || message.epoch < epoch) return;
         epoch = message.epoch;
-        if (message.about) viewer.rearrange(message.about, placesOf(buffers[message.tiles.length]));
+        if (message.about) viewer.rearrange(message.about, placesOf(buffers[1]));
+        if (message.times) tellTime(message.times);
         viewer.renew(epoch, message.limits);
         take(message, buffers);
       },
@@ -79,12 +104,7 @@ export default {
       problem: (message) => viewer?.complain(message.text, message.dear),
       state: (message) => viewer?.show(message.state),
       jump: (message) => viewer?.jump(message.text),
-      times(message) {
-        slider.hidden = message.count < 2;
-        Object.assign(knob, { max: message.count - 1, value: message.at });
-        told.textContent = ` ${message.text}`;
-        root.dataset.time = message.text;
-      },
+      times: tellTime,
     };
     const receive = (message, buffers) => kinds[message.type]?.(message, buffers);
     knob.addEventListener("input", () => send({ type: "time", at: Number(knob.value) }));
@@ -92,6 +112,7 @@ export default {
     send({ type: "ready" });
     return () => {
       model.off("msg:custom", receive);
+      clearTimeout(resting);
       viewer?.close();
       send({ type: "gone" });
     };
