@@ -64,26 +64,30 @@ def inner(rows: tuple[RowBlock, ...], matrix: StructuredMatrix) -> float:
         return sum(_between(rows[i], rows[j], left, right) for i, j, left, right in chain_blocks(matrix))
     if len(rows) == 1 and (quick := _INNER.get((type(rows[0]), type(matrix)))):
         return quick(rows[0], matrix)
-    if isinstance(matrix, Gram) and (cross := cross_gram(matrix.blocks, rows)) is not None:
-        return float(cross.square().sum())
-    if isinstance(matrix, Gram) and matrix.num_rows < rows[0].shape[0]:
-        rows, matrix = matrix.blocks, Gram(rows)
-    if isinstance(matrix, Gram):
-        return sum(float(matrix.rows_matmul(part.mT.contiguous()).square().sum()) for part in _formed_rows(rows))
+    if isinstance(matrix, Gram) and [b.shape[1] for b in matrix.blocks] == [b.shape[1] for b in rows]:
+        return float(cross_gram(matrix.blocks, rows).square().sum())
     return sum(float((matrix.matmul(part.mT.to(matrix.dtype)) * part.mT).sum()) for part in _formed_rows(rows))
 
 
-def cross_gram(rows: tuple[RowBlock, ...], others: tuple[RowBlock, ...]) -> Float[Tensor, "R S"] | None:
-    """Inner products of two sets of rows, Σ_l (A_l A'_lᵀ) ∘ (G_l G'_lᵀ); None where a layer's rows are no outer products."""
-    pairs = list(zip(rows, others, strict=True))
-    if not all(isinstance(block, KhatriRaoRows) for pair in pairs for block in pair):
-        return None
-    total = 0.0
-    for one, two in pairs:
+def cross_gram(rows: tuple[RowBlock, ...], others: tuple[RowBlock, ...]) -> Float[Tensor, "R S"]:
+    """Inner products of two sets of rows in the same column blocks, Σ_l B_l B'_lᵀ.
+
+    Outer products on both sides, one position each: (A_l A'_lᵀ) ∘ (G_l G'_lᵀ); all else in strips of columns, R S P_l flops.
+    """
+    return sum(_cross(one, two) for one, two in zip(rows, others, strict=True))
+
+
+def _cross(one: RowBlock, two: RowBlock) -> Float[Tensor, "R S"]:
+    if isinstance(one, KhatriRaoRows) and isinstance(two, KhatriRaoRows):
         (K, N, _), (L, M, _) = one.scores.shape, two.scores.shape
         products = (one.scores.flatten(0, 1) @ two.scores.flatten(0, 1).mT.to(one.dtype)).view(K, N, L, M)
-        total = total + products * (one.inputs @ two.inputs.mT.to(one.dtype))[:, None, :]
-    return total.reshape(rows[0].shape[0], -1)
+        return (products * (one.inputs @ two.inputs.mT.to(one.dtype))[:, None, :]).view(K * N, L * M)
+    (count, width), others = one.shape, two.shape[0]
+    out, step = torch.zeros(count, others, dtype=one.dtype, device=one.device), max(1, _CHUNK // (count + others))
+    for start in range(0, width, step):
+        stop = min(start + step, width)
+        out.addmm_(one.columns(start, stop), two.columns(start, stop).mT.to(one.dtype))
+    return out
 
 
 def inverse_trace(rows: tuple[RowBlock, ...], matrix: StructuredMatrix, damping: float) -> tuple[float, float]:
@@ -97,8 +101,6 @@ def inverse_trace(rows: tuple[RowBlock, ...], matrix: StructuredMatrix, damping:
         return sum(trace for trace, _ in each), sum(logdet for _, logdet in each)
     if isinstance(matrix, Gram) and matrix.num_rows < matrix.dim:
         cross = cross_gram(matrix.blocks, rows)
-        if cross is None:
-            raise NotAvailableError("rows that are no outer products: their inner products are not formed at this size")
         factor = damped_cholesky(matrix.row_gram, damping)
         half = torch.linalg.solve_triangular(factor, cross, upper=False)
         inverse = float(torch.cholesky_inverse(factor).trace())

@@ -18,7 +18,8 @@ _CHUNK = 1 << 25  # numbers of a block formed at a time by add_gram and diagonal
 class SharedRows(RowBlock):
     """Row (k, n) is Σ_s scores[k, n, s] ⊗ inputs[n, s]: a Linear on sequences, a convolution on patches.
 
-    Cost: N S D + K N S C numbers. Products 2 N S C D flops a column; the Gram forms the rows, a few units at a time.
+    Cost: N S D + K N S C numbers. Products 2 N S C D flops a column; with more than K columns, as for the Gram, the rows are
+    formed, a few units at a time: 2 K N C D flops a column, and 2 K N S C D once.
     """
 
     inputs: Float[Tensor, "N S D"]
@@ -52,6 +53,12 @@ class SharedRows(RowBlock):
     def matmul(self, x: Float[Tensor, "P *k"]) -> Float[Tensor, "R *k"]:
         """B x: Σ_s scores[k, n, s]ᵀ X inputs[n, s]."""
         K, N, S, C = self.scores.shape
+        if x.ndim == 2 and x.shape[1] > K:
+            out, start = x.new_zeros(K * N, x.shape[1]), 0
+            for strip in self._strips():
+                out.addmm_(strip, x[start : start + strip.shape[1]])
+                start += strip.shape[1]
+            return out
         matrices = x.reshape(C, self.inputs.shape[2], -1)
         columns = [((self.inputs @ matrix.mT) * self.scores).sum((2, 3)).flatten() for matrix in matrices.unbind(2)]
         return columns[0] if x.ndim == 1 else torch.stack(columns, 1)
@@ -59,6 +66,8 @@ class SharedRows(RowBlock):
     def rmatmul(self, v: Float[Tensor, "R *k"]) -> Float[Tensor, "P *k"]:
         """Bᵀ v: Σ_ns (Σ_k v[k, n] scores[k, n, s]) ⊗ inputs[n, s]."""
         K, N, S, C = self.scores.shape
+        if v.ndim == 2 and v.shape[1] > K:
+            return torch.cat([strip.mT @ v for strip in self._strips()])
         inputs = self.inputs.flatten(0, 1)
         weights = v.reshape(K, N, 1, 1, -1)
         columns = [((self.scores * w).sum(0).flatten(0, 1).mT @ inputs).flatten() for w in weights.unbind(4)]

@@ -1,5 +1,6 @@
 """The parts of a report on their own: Lanczos, inner products, the watch, the table, the slider, the ladder."""
 
+import itertools
 import math
 import warnings
 
@@ -13,6 +14,7 @@ from natgrad_lab.comparison.lanczos import largest_eigenvalue
 from natgrad_lab.structures import (
     BlockDiagonal,
     Dense,
+    DenseRows,
     Diagonal,
     EigenKronecker,
     Gram,
@@ -95,6 +97,27 @@ def test_inner_products_are_the_dense_ones(kind, generator):
         dense = matrix.to_dense()
         assert math.isclose(products.inner((rows,), matrix), float((F * dense).sum()), rel_tol=1e-12), matrix
         assert math.isclose(products.norm_squared(matrix), float(dense.square().sum()), rel_tol=1e-12), matrix
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(["khatri-rao", "shared", "dense"], repeat=2)), ids="-".join)
+def test_inner_products_of_two_sets_of_rows_are_the_dense_ones(kinds, monkeypatch, generator):
+    monkeypatch.setattr(products, "_CHUNK", 40)  # a few columns at a time
+
+    def block(kind, scores, examples):
+        if kind == "khatri-rao":
+            return KhatriRaoRows(
+                torch.randn(examples, 3, generator=generator), torch.randn(scores, examples, 2, generator=generator)
+            )
+        if kind == "shared":
+            inputs, per_position = torch.randn(examples, 5, 3, generator=generator), (scores, examples, 5, 2)
+            return SharedRows(inputs, torch.randn(per_position, generator=generator))
+        return DenseRows(torch.randn(scores * examples, 6, generator=generator), scores)
+
+    one, two = ([block(kind, *size) for kind in (own, "shared")] for own, size in zip(kinds, [(2, 4), (1, 3)], strict=True))
+    R, S = (torch.cat([each.to_dense() for each in blocks], 1) for blocks in (one, two))
+    expected = R @ S.T
+    torch.testing.assert_close(products.cross_gram(tuple(one), tuple(two)), expected)
+    assert math.isclose(products.inner(tuple(one), Gram(tuple(two))), float(expected.square().sum()), rel_tol=1e-12)
 
 
 def test_the_inner_product_with_a_chain_is_the_dense_one():

@@ -17,6 +17,7 @@ from natgrad_lab.structures import (
     KhatriRaoRows,
     Kronecker,
     LowRank,
+    SharedRows,
     factored_tikhonov,
     from_state,
     gram,
@@ -151,6 +152,18 @@ def test_gram_products_with_rows():
     for columns in (slice(None), 0):
         torch.testing.assert_close(F.rmatmul(v[:, columns]), R.mT @ v[:, columns])
         torch.testing.assert_close(F.rows_matmul(x[:, columns]), R @ x[:, columns])
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 7])  # up to K = 2 one at a time, then by rows that are formed in strips
+def test_products_with_shared_rows(columns, monkeypatch):
+    monkeypatch.setattr("natgrad_lab.structures.shared_rows._CHUNK", 20)
+    K, N, S, C, D = 2, 3, 5, 4, 3
+    inputs, scores = torch.randn(N, S, D), torch.randn(K, N, S, C)
+    rows = [sum(torch.kron(scores[k, n, s], inputs[n, s]) for s in range(S)) for k in range(K) for n in range(N)]
+    block, R = SharedRows(inputs, scores), torch.stack(rows)
+    x, v = torch.randn(C * D, columns), torch.randn(K * N, columns)
+    torch.testing.assert_close(block.matmul(x), R @ x)
+    torch.testing.assert_close(block.rmatmul(v), R.mT @ v)
 
 
 @pytest.mark.parametrize("columns", [(), (2,)])
