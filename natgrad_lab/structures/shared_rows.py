@@ -60,7 +60,8 @@ class SharedRows(RowBlock):
                 start += strip.shape[1]
             return out
         matrices = x.reshape(C, self.inputs.shape[2], -1)
-        columns = [((self.inputs @ matrix.mT) * self.scores).sum((2, 3)).flatten() for matrix in matrices.unbind(2)]
+        images = [(self.inputs @ matrix.mT).reshape(N, S * C, 1) for matrix in matrices.unbind(2)]
+        columns = [torch.bmm(self._by_example, image).squeeze(2).mT.flatten() for image in images]
         return columns[0] if x.ndim == 1 else torch.stack(columns, 1)
 
     def rmatmul(self, v: Float[Tensor, "R *k"]) -> Float[Tensor, "P *k"]:
@@ -69,8 +70,9 @@ class SharedRows(RowBlock):
         if v.ndim == 2 and v.shape[1] > K:
             return torch.cat([strip.mT @ v for strip in self._strips()])
         inputs = self.inputs.flatten(0, 1)
-        weights = v.reshape(K, N, 1, 1, -1)
-        columns = [((self.scores * w).sum(0).flatten(0, 1).mT @ inputs).flatten() for w in weights.unbind(4)]
+        weights = v.reshape(K, N, 1, -1).transpose(0, 1)
+        sums = [torch.bmm(weight.mT, self._by_example).view(N * S, C) for weight in weights.unbind(3)]
+        columns = [(weighted.mT @ inputs).flatten() for weighted in sums]
         return columns[0] if v.ndim == 1 else torch.stack(columns, 1)
 
     def diagonal(self) -> Float[Tensor, " P"]:
@@ -100,6 +102,10 @@ class SharedRows(RowBlock):
     def merge(self, other: "SharedRows") -> "SharedRows":
         """The sum of two blocks of the same parameters (two calls of one layer): their positions together."""
         return SharedRows(torch.cat([self.inputs, other.inputs], 1), torch.cat([self.scores, other.scores], 2))
+
+    @property
+    def _by_example(self) -> Float[Tensor, "N K SC"]:
+        return self.scores.flatten(2).transpose(0, 1)
 
     def _strips(self):
         """The rows formed, a few units (columns c D to (c + step) D) at a time."""
