@@ -26,12 +26,12 @@ def analysis(matrices: Matrices) -> dict:
     out = {"dim": dim, "rows": matrices.gram.num_rows, "damping": damping, "spectra": [], "layers": [], "notes": []}
     try:
         spectrum = matrices.spectrum
-        values = spectrum.pairs[0]
+        values = spectrum.eigenvalues
     except ValueError as error:
         return out | {"notes": [str(error)]}
     out["spectra"].append(summary("exact F, white coordinates" if matrices.arrangement.white else "exact F", values, dim))
     if matrices.arrangement.white:
-        before = RowSpectrum(matrices.plain_gram).pairs[0]
+        before = RowSpectrum(matrices.plain_gram).eigenvalues
         out["spectra"].append(summary("before whitening", before, dim, "plain"))
     for name, matrix in matrices.structures.items():
         try:
@@ -60,7 +60,7 @@ def layer_table(matrices: Matrices) -> list[dict]:
     rows, total = [], float(gram.diagonal().double().sum())
     for number, (layer, block) in enumerate(zip(matrices.layout.layers, gram.blocks, strict=True), 1):
         trace = float(block.diagonal().double().sum())
-        one = summary(layer.name, psd_eigvalsh(RowSpectrum(Gram((block,))).gram.row_gram), layer.size)
+        one = summary(layer.name, RowSpectrum(Gram((block,))).eigenvalues, layer.size)
         rows.append({
             "name": layer.name or "model", "number": number, "units": layer.shape[0], "inputs": layer.shape[1],
             "parameters": layer.size, "share": trace / total if total else 0.0, "rank": one["rank"],

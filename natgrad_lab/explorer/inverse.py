@@ -11,7 +11,7 @@ from natgrad_lab.explorer.exact import ExactFisher
 from natgrad_lab.explorer.row_pairs import ELEMENT
 from natgrad_lab.explorer.source import Source, TooDear
 from natgrad_lab.explorer.structure import Approximation, diagonal_cells
-from natgrad_lab.linalg import psd_eigh
+from natgrad_lab.linalg import psd_eigh, psd_eigvalsh
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import Gram, KhatriRaoRows, StructuredMatrix
 
@@ -38,6 +38,15 @@ class RowSpectrum:
         """Eigenvalues, descending, and eigenvectors in columns."""
         values, vectors = psd_eigh(self.gram.row_gram)
         return values.flip(0), vectors.flip(1)
+
+    @property
+    def eigenvalues(self) -> Float[Tensor, " R"]:
+        """Descending; without eigenvectors, a third of the work, unless these are there."""
+        return self.pairs[0] if "pairs" in vars(self) else self._eigenvalues
+
+    @cached_property
+    def _eigenvalues(self) -> Float[Tensor, " R"]:
+        return psd_eigvalsh(self.gram.row_gram).flip(0)
 
     @cached_property
     def leading(self) -> Float[Tensor, " P"]:

@@ -6,6 +6,8 @@ pieces: for two linear layers F[(u,i), (v,j)] = Σ_n m_n A_ni A'_nj with m_n = �
 grams: ‖B_rᵀ B'_c‖² = ⟨B_r B_rᵀ, B'_c B'_cᵀ⟩: (K N)² operations whatever the size, and for any layer.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -15,6 +17,7 @@ from natgrad_lab.structures import KhatriRaoRows, RowBlock
 
 ELEMENT = 50  # operations of a matrix product in the time of one element read, multiplied and written
 _WORKSPACE = 2**23  # numbers held at a time
+_CACHED = 2**18  # numbers of a temporary that stays in a cache
 _STRIP = 2**21  # of Gram matrices: what a cache holds pays
 
 
@@ -70,8 +73,8 @@ def _contracts(left: RowBlock, right: RowBlock) -> bool:
 class _Pieces:
     """Cells cut at units: per piece its unit and which of the distinct ranges of inputs it covers."""
 
-    def __init__(self, block: KhatriRaoRows, edges: np.ndarray):
-        self.width = width_of(block)
+    def __init__(self, width: int, edges: np.ndarray):
+        self.width = width
         self.edges = refined(edges, self.width)
         starts, stops = self.edges[:-1], self.edges[1:]
         self.units = starts // self.width
@@ -91,6 +94,15 @@ class _Pieces:
         return torch.stack([block.inputs[:, start:stop] @ block.inputs[:, start:stop].mT for start, stop in self.spans])
 
 
+def _pieces(block: KhatriRaoRows, edges: np.ndarray) -> _Pieces:
+    return _cut(width_of(block), edges.astype(np.int64).tobytes())
+
+
+@lru_cache(maxsize=32)  # the frames of a training are all cut alike
+def _cut(width: int, edges: bytes) -> _Pieces:
+    return _Pieces(width, np.frombuffer(edges, np.int64))
+
+
 def pieces_cost(left: RowBlock, right: RowBlock, rows: np.ndarray, columns: np.ndarray) -> float:
     """Operations of `piece_squares`; infinite where it does not apply."""
     if not (isinstance(left, KhatriRaoRows) and isinstance(right, KhatriRaoRows)):
@@ -98,7 +110,7 @@ def pieces_cost(left: RowBlock, right: RowBlock, rows: np.ndarray, columns: np.n
     counts = [len(edges) + (edges[-1] - edges[0]) / width_of(block) for block, edges in ((left, rows), (right, columns))]
     if max(counts) > 20_000:
         return float("inf")
-    one, two = _Pieces(left, rows), _Pieces(right, columns)
+    one, two = _pieces(left, rows), _pieces(right, columns)
     N, K = len(left.inputs), left.scores.shape[0]
     spans = sum(2 * N**2 * (stop - start) for each in (one, two) for start, stop in each.spans)
     pairs = float(one.last - one.first) * (two.last - two.first)
@@ -119,7 +131,7 @@ def _by_span_cost(one: _Pieces, two: _Pieces, N: int) -> float:
 
 def piece_squares(left: KhatriRaoRows, right: KhatriRaoRows, rows: np.ndarray, columns: np.ndarray) -> Float[Tensor, "r c"]:
     """By pieces of units; in products over many units of one pair of ranges, or over many ranges of one pair of units."""
-    one, two = _Pieces(left, rows), _Pieces(right, columns)
+    one, two = _pieces(left, rows), _pieces(right, columns)
     by_unit = _by_unit_cost(one, two, len(left.inputs)) < _by_span_cost(one, two, len(left.inputs))
     grid = len(left.inputs) * len(one.units) * len(two.units) <= _WORKSPACE and one.is_grid and two.is_grid
     values = (_by_unit if by_unit else _by_grid if grid else _by_span)(left, right, one, two)
@@ -158,7 +170,9 @@ def _by_grid(left: KhatriRaoRows, right: KhatriRaoRows, one: _Pieces, two: _Piec
         a, b = a[a <= b], b[a <= b]
     grams = one.grams(left)
     products = grams[_index(a)] * (grams if mirrored else two.grams(right))[_index(b)]
-    values = ((products @ m) * m).sum(1).view(-1, u, v)
+    step = max(64, _CACHED // (len(products) * len(m)))  # large temporaries cost more in fresh pages than in arithmetic
+    parts = ((products @ part).mul_(part).sum(1) for part in m.split(step, 1))
+    values = torch.cat(list(parts), 1).view(-1, u, v)
     out = values.new_empty(u, len(one.spans), v, len(two.spans))
     out[:, _index(a), :, _index(b)] = values
     if mirrored:
@@ -247,7 +261,7 @@ class _CellGrams:
             formed = sum(stop - start for start, stop in self.cells) * block.shape[0]
             self.columns = [block.columns(*cell) for cell in self.cells] if formed <= _WORKSPACE else None
             return
-        width, flat, pieces = width_of(block), block.scores.flatten(0, 1), _Pieces(block, edges)
+        width, flat, pieces = width_of(block), block.scores.flatten(0, 1), _pieces(block, edges)
         if self.kind == "pieces":
             self.scores = flat[:, _index(pieces.units).to(block.device)].mT.unsqueeze(2)  # (cells, R, 1)
             self.kinds = _index(pieces.kinds).to(block.device)
@@ -296,7 +310,7 @@ def squares(left: RowBlock, right: RowBlock, rows: np.ndarray, columns: np.ndarr
 def cell_sums(block: RowBlock, edges: np.ndarray) -> Float[Tensor, "R r"]:
     """Per row of B the sum over the columns of every cell: sums of BᵀB' over cells are products of two of these."""
     if isinstance(block, KhatriRaoRows):
-        pieces = _Pieces(block, edges)
+        pieces = _pieces(block, edges)
         inputs = torch.stack([block.inputs[:, start:stop].sum(1) for start, stop in pieces.spans], 1)  # (N, spans)
         K = block.scores.shape[0]
         values = block.scores.flatten(0, 1)[:, _index(pieces.units).to(block.device)]
@@ -312,7 +326,7 @@ def scaled_cell_sums(block: RowBlock, scale: Float[Tensor, " C"], edges: np.ndar
     if not isinstance(block, KhatriRaoRows):
         parts = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
         return torch.stack([block.columns(a, b) @ scale[a:b] for a, b in parts], 1)
-    pieces, scales = _Pieces(block, edges), scale.view(block.scores.shape[2], -1)
+    pieces, scales = _pieces(block, edges), scale.view(block.scores.shape[2], -1)
     units = _index(pieces.units).to(block.device)
     weighted = block.inputs.new_empty(len(block.inputs), len(units))
     for kind, (start, stop) in enumerate(pieces.spans):

@@ -145,7 +145,7 @@ def test_every_unit_cut_alike(monkeypatch):
         edges = [np.sort(np.concatenate([np.arange(0, n + 1, w), np.arange(3, n, w)])) for n, w in
                  ((block.shape[1], row_pairs.width_of(block)) for block in (left, right))]  # fmt: skip
         expected = by_loops(dense, *edges, "rms") ** 2 * np.outer(*map(np.diff, edges))
-        one, two = row_pairs._Pieces(left, edges[0]), row_pairs._Pieces(right, edges[1])
+        one, two = row_pairs._pieces(left, edges[0]), row_pairs._pieces(right, edges[1])
         assert one.is_grid and two.is_grid
         np.testing.assert_allclose(row_pairs._by_grid(left, right, one, two), expected, rtol=1e-10, atol=1e-16)
 
