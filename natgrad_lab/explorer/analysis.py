@@ -1,13 +1,15 @@
 """What stands beside the picture: all eigenvalues, condition numbers, a table of layers, and the same preconditioned."""
 
+from functools import singledispatch
+
 import torch
 
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.explorer.inverse import RowSpectrum
 from natgrad_lab.explorer.matrices import Matrices
-from natgrad_lab.linalg import psd_eigvalsh, rounding_level
+from natgrad_lab.linalg import psd_eigh, psd_eigvalsh, rounding_level
 from natgrad_lab.shapes import Float, Tensor
-from natgrad_lab.structures import Gram, StructuredMatrix
+from natgrad_lab.structures import BlockDiagonal, Dense, Gram, Kronecker, StructuredMatrix
 
 _SOLVED = 2**28  # numbers of C⁻¹Rᵀ above which a preconditioned spectrum is not computed
 _CHUNK = 2**24  # numbers of it formed at a time
@@ -39,7 +41,8 @@ def analysis(matrices: Matrices) -> dict:
         except (ValueError, UnsupportedLayerError) as error:
             out["notes"].append(f"preconditioned by {name}: {error}")
         else:
-            out["spectra"].append(summary(name, solved, dim, "preconditioned"))
+            rank = out["spectra"][0]["rank"]  # the rank of F: an invertible change keeps it, rounding would add to it
+            out["spectra"].append(summary(name, solved.flip(0)[:rank], dim, "preconditioned"))
     out["layers"] = layer_table(matrices)
     return out
 
@@ -77,7 +80,7 @@ def preconditioned(gram: Gram, matrix: StructuredMatrix, damping: float) -> Floa
     size = gram.num_rows * gram.dim
     if size > _SOLVED:
         raise ValueError(f"{gram.num_rows:,} solves with {gram.dim:,} parameters take minutes. Use fewer rows of scores.")
-    exact, wide = RowSpectrum(gram).gram, matrix.map(lambda tensor: tensor.double())
+    exact, wide = RowSpectrum(gram).gram, widened(matrix)
     eye = torch.eye(gram.num_rows, dtype=torch.float64, device=gram.device)
     step, parts = max(1, _CHUNK // gram.dim), []
     for start in range(0, gram.num_rows, step):
@@ -85,3 +88,32 @@ def preconditioned(gram: Gram, matrix: StructuredMatrix, damping: float) -> Floa
         parts.append(exact.rows_matmul(wide.solve(columns, damping)))
     small = torch.cat(parts, 1)
     return psd_eigvalsh((small + small.mT) / 2)
+
+
+@singledispatch
+def widened(matrix: StructuredMatrix) -> StructuredMatrix:
+    """The same in float64. Factors known to float32 are semidefinite to float32 only: each is made so again."""
+    return matrix.map(lambda tensor: tensor.double())
+
+
+@widened.register(BlockDiagonal)
+def _blocks(matrix):
+    return BlockDiagonal(tuple(widened(block) for block in matrix.blocks), note=matrix.note)
+
+
+@widened.register(Kronecker)
+def _kronecker(matrix):
+    return Kronecker(_semidefinite(matrix.left), _semidefinite(matrix.right))
+
+
+@widened.register(Dense)
+def _dense(matrix):
+    return Dense(_semidefinite(matrix.matrix))
+
+
+def _semidefinite(matrix: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
+    if matrix.dtype == torch.float64:
+        return matrix
+    values, vectors = psd_eigh(matrix)  # refuses what rounding in its own precision does not explain
+    half = vectors.double() * values.double().sqrt()
+    return half @ half.mT

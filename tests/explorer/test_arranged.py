@@ -249,6 +249,22 @@ def test_numbers_beside_the_picture(network, seen):
     assert again["layers"] == found["layers"]
 
 
+@pytest.mark.parametrize("rows", [3, 9])  # fewer and more rows of scores than parameters
+def test_preconditioned_spectra_in_float32_are_those_of_float64(rows):
+    torch.manual_seed(0)
+    model, inputs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)), normal(rows, 3)
+    names = ["kfac", "ekfac", "unit_wise", "diagonal"]
+    wide = explorer(model.double(), Categorical(), inputs, approximations=names).analysis()
+    single = explorer(model.float(), Categorical(), inputs.float(), approximations=names).analysis()
+    assert single["notes"] == wide["notes"] == [] and [each["name"] for each in single["spectra"]] == ["exact F", *names]
+    for one, two in zip(single["spectra"], wide["spectra"], strict=True):
+        count = min(one["rank"], two["rank"])
+        assert count > 2 and one["rank"] == single["spectra"][0]["rank"], "of the rank of F: rounding adds nothing"
+        # float32 factors are right to 1e-7 of their largest eigenvalue, and 1 / damping makes 1e-4 of that
+        found, expected = (np.array(each["eigenvalues"][:count]) for each in (one, two))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * expected[0])
+
+
 def test_large_preconditioners_are_named_not_computed(network, monkeypatch):
     from natgrad_lab.explorer import analysis
 
