@@ -210,10 +210,10 @@ class FisherExplorer(anywidget.AnyWidget):
                 self._to_page({"type": "problem", "text": f"{type(error).__name__}: {error}", "dear": dear})
 
     def _next(self, seen: Explorer, asked: list[tuple]) -> tuple[list[tuple], bool]:
-        """Take the next tiles from the list: all of one matrix where they are most of a level, else a few. Says which."""
+        """Take the next tiles of one matrix from the list: all where they are most of a level, else a few. Says which."""
         alike = [each for each in asked if each[:3] == asked[0][:3]]
         together = self._is_most_of_a_level(seen, alike)
-        batch = alike if together else asked[:_BATCH]
+        batch = alike if together else alike[:_BATCH]
         asked[:] = [each for each in asked if each not in batch]
         return batch, together
 

@@ -2,12 +2,14 @@
 
 import threading
 import time
+import warnings
 from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
 from torch import nn
 
+from natgrad_lab.errors import NonFiniteError, NumericalWarning
 from natgrad_lab.explorer import MEMORY_BUDGET, Arrangement, Explorer
 from natgrad_lab.fisher.gram import gram_from_scores
 from natgrad_lab.fisher.scores import score_pass
@@ -110,13 +112,18 @@ class LiveExplorer(FisherExplorer):
     def update(self, text: str = "", now: bool = False) -> bool:
         """Look at the model if it is time, or `now`; call it from the training loop. Says whether it looked.
 
-        Nothing of the model changes, its random numbers and gradients included.
+        Nothing of the model changes, its random numbers and gradients included. Of a model that has diverged (NaN, infinity)
+        the page and one NumericalWarning say so, and the last finite moment stays.
         """
         waited = self._clock() - self._looked
         if not now and (waited < self._pace or (self._is_behind() and waited < _PATIENCE)):
             return False
         with self._looking:
-            snapshot = self._look(text, verify=False)
+            try:
+                snapshot = self._look(text, verify=False)
+            except NonFiniteError as error:  # who looks on does not stop the training
+                self._tell_divergence(f"{text}: {error}" if text else str(error))
+                return False
             with self._ready:
                 self._past.append(snapshot)
                 if self._follows:
@@ -129,6 +136,14 @@ class LiveExplorer(FisherExplorer):
             self._looked = self._clock()
         return True
 
+    def _tell_divergence(self, text: str) -> None:
+        """On the page, and once as a warning; what was shown stays."""
+        self._looked = self._clock()
+        self._to_page({"type": "problem", "text": text, "dear": False})
+        if not self._diverged:
+            warnings.warn(f"the explorer stays at the last finite moment. {text}", NumericalWarning, stacklevel=3)
+        self._diverged = True
+
     def show_snapshot(self, at: int) -> None:
         """Show moment number `at` of `snapshots`; the last one means: follow the training again."""
         with self._ready:
@@ -137,7 +152,7 @@ class LiveExplorer(FisherExplorer):
             self._at, self._follows = at, at == len(kept) - 1
             self.show(self._open(kept[at]))
 
-    _live, _ahead = True, 1
+    _live, _ahead, _diverged = True, 1, False
 
     def _is_behind(self) -> bool:
         """Whether some page has as many matrices still to paint as it paints between two answers, and one more."""

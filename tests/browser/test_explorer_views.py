@@ -13,11 +13,11 @@ import natgrad_lab as ng
 DATA = "(document.querySelector('.natgrad-explorer') || document.body).dataset"
 
 
-def make(**choices):
+def make(approximations=("kfac",), **choices):
     torch.manual_seed(0)
     model = ng.models.mlp((64, 12, 8, 10), dtype=torch.float64)
     inputs = ng.datasets.digits(dtype=torch.float64).inputs[:20]
-    return ng.explore(model, ng.likelihoods.Categorical(), inputs, approximations=["kfac"], **choices)
+    return ng.explore(model, ng.likelihoods.Categorical(), inputs, approximations=approximations, **choices)
 
 
 @pytest.fixture
@@ -145,3 +145,66 @@ def test_exports_and_the_same_view_again(opened):
     state = book.page.evaluate(f"() => {DATA}.copied").replace("True", "true").replace("False", "false")
     again = opened(width=800, state=json.loads(state))
     assert canvas(again) == canvas(book) and again.complaints == book.complaints == []
+
+
+def test_two_matrices_of_one_region(opened, artifacts):
+    book = opened(width=1280)
+    seen = book.view.explorer
+    choose(book, "compare", "kfac − exact"), choose(book, "matrix", "kfac"), choose(book, "colours", "signedlog")
+    pictures = lambda: book.page.evaluate("() => [...document.querySelectorAll('.ngx-pixels')].map((c) => c.toDataURL())")  # noqa: E731
+    whole = pictures()
+    overlays = book.page.locator(".ngx-overlay")
+    boxes = [overlays.nth(n).bounding_box() for n in (0, 1)]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+    book.page.mouse.move(boxes[1]["x"] + 200, boxes[1]["y"] + 200)
+    for _ in range(7):
+        book.page.mouse.wheel(0, -240)
+        book.page.wait_for_timeout(20)
+    book.settle()
+    book.page.mouse.move(boxes[1]["x"] + 201, boxes[1]["y"] + 201)
+    book.settle()
+    zoomed = pictures()
+    assert zoomed[0] != whole[0] and zoomed[1] != whole[1] and zoomed[0] != zoomed[1], "the wheel over one moves both"
+    names, _, values = book.page.inner_text(".ngx-readout").partition(": ")
+    told = dict(part.split(" = ") for part in values.split(", "))
+    region = seen.region(names.replace("×", "x"))
+    kfac, difference = (float(seen.values(region, name)[0, 0]) for name in ("kfac", "kfac − exact"))
+    assert list(told) == ["kfac", "kfac − exact", "first − second"]
+    exact = float(seen.values(region)[0, 0])  # kfac − (kfac − exact)
+    for name, expected in zip(told, (kfac, difference, exact), strict=True):
+        assert float(told[name]) == pytest.approx(expected, rel=1e-4, abs=1e-5 * abs(exact))
+    book.page.screenshot(path=str(artifacts / "explorer_two.png"))
+    assert book.page.locator(".ngx-key:visible").count() == 1, "one scale of colours for both"
+    book.page.locator(".ngx-same input").uncheck()
+    book.settle()
+    assert book.page.locator(".ngx-key:visible").count() == 2
+    overlays.nth(0).focus()
+    book.page.keyboard.press("Home")
+    book.settle()
+    book.page.set_viewport_size({"width": 800, "height": 1000})
+    book.settle()
+    boxes = [overlays.nth(n).bounding_box() for n in (0, 1)]
+    assert boxes[0]["x"] == boxes[1]["x"] and boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
+    assert book.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    choose(book, "compare", "")
+    assert book.page.locator(".ngx-pixels").count() == 1 and book.complaints == [] and book.problem() == ""
+
+
+def test_what_white_coordinates_leave_out_is_said_and_comes_back(opened):
+    book = opened(approximations=["kfac", "unit_wise"], state={"source": "unit_wise", "compare": "exact"})
+    reason = "only exact and Kronecker matrices follow into white coordinates"
+    options = (
+        "() => [...document.querySelectorAll('select[data-menu=matrix] option')].map((o) => [o.value, o.disabled, o.title])"
+    )
+    for white in ("true", "false"):
+        book.page.locator(".ngx-whiten").click()
+        book.until(f"() => {DATA}.white === '{white}'")
+        book.settle()
+        shown = book.page.locator("select[data-menu='matrix']").input_value()
+        said = book.page.inner_text(".ngx-lacking")
+        if white == "true":
+            assert shown == "exact" and said == f"Without unit_wise: {reason}."
+            assert ["unit_wise", True, reason] in book.page.evaluate(options)
+        else:
+            assert shown == "unit_wise" and said == "" and ["unit_wise", False, ""] in book.page.evaluate(options)
+    assert book.complaints == [] and book.problem() == ""

@@ -19,6 +19,11 @@ def wait_for(condition, seconds=10.0):
         time.sleep(0.005)
 
 
+@pytest.fixture(autouse=True)
+def page_answers_by_hand(page):
+    page.auto = False  # its own answers are those to frames of another kind
+
+
 @pytest.fixture
 def inputs():
     return torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -251,3 +256,57 @@ def test_refusals(page, inputs, view):
         ng.widgets.LiveExplorer(mlp((8, 4)), Categorical(), inputs, pace=-1)
     with pytest.raises(ValueError, match="same layers and matrices"):
         view.show(ng.explorer.explorer(mlp((8, 4)), Categorical(), inputs))
+
+
+def test_a_training_that_diverges_is_told_and_goes_on(page, training):
+    model, view, clock = training
+    page.ready(view)
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    with pytest.warns(ng.errors.NumericalWarning, match="last finite moment. step 1: parameter '0.weight' holds NaN"):
+        assert not view.update("step 1", now=True)
+    clock.now = 5.0
+    assert not view.update("step 2") and "step 2" in newest(page, view, "problem")["text"]
+    assert [each.text for each in view.snapshots] == ["start"] and bool(view.explorer.overview()[1].max() > 0)
+
+
+def test_the_page_says_how_many_frames_it_paints_between_two_answers(page, training):
+    model, view, clock = training
+    page.ready(view)
+
+    def frames_before_it_waits():
+        clock.now += 1.5
+        count = 0
+        while view.update(str(count)):
+            clock.now, count = clock.now + 1.0, count + 1
+            view._looked = clock.now - 1.0
+        return count
+
+    page.tell(view, type="painted", epoch=0, count=1)
+    assert frames_before_it_waits() == 2
+    page.tell(view, type="painted", epoch=view._epoch, count=4)
+    assert frames_before_it_waits() == 5
+    page.tell(view, type="painted", epoch=view._epoch, count=1)
+    assert frames_before_it_waits() == 2
+
+
+def test_tiles_of_two_matrices_in_one_question_and_again_with_another_damping(page, view):
+    page.ready(view)
+    wanted = [[source, "entries", 0, i, j] for i in range(3) for j in range(3) for source in ("exact", "inverse of kfac")]
+    page.tell(view, type="tiles", epoch=0, wanted=wanted, shown=True)
+    wait_for(lambda: len(tiles_of(page, view)) == 18)
+    assert {content["source"] for content, _ in tiles_of(page, view)} == {"exact", "inverse of kfac"}
+    page.tell(view, type="arrange", damping=0.5)
+    wait_for(lambda: page.sent(view, "frame"))
+    frame = [(content, values) for content, values in tiles_of(page, view, "frame") if content["level"] == 0]
+    assert sorted((c["source"], c["row"], c["column"]) for c, _ in frame) == sorted((s, i, j) for s, _, _, i, j in wanted)
+    inverse = view.explorer.sources["inverse of kfac"].entries(slice(0, 64), slice(0, 64)).numpy()
+    values = next(v for c, v in frame if (c["source"], c["row"], c["column"]) == ("inverse of kfac", 0, 0))
+    np.testing.assert_allclose(values.reshape(64, 64), inverse, rtol=1e-6)
+
+
+def test_an_error_of_one_matrix_does_not_keep_back_the_other(page, view):
+    page.ready(view)
+    page.tell(view, type="tiles", epoch=0, wanted=[["no such", "entries", 0, 0, 0], ["exact", "entries", 0, 0, 0]])
+    wait_for(lambda: page.sent(view, "problem") and tiles_of(page, view))
+    assert [content["source"] for content, _ in tiles_of(page, view)] == ["exact"]

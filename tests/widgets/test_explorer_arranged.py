@@ -12,6 +12,11 @@ from natgrad_lab.likelihoods import Categorical
 from natgrad_lab.models import mlp
 
 
+@pytest.fixture(autouse=True)
+def page_answers_by_hand(page):
+    page.auto = False  # its own answers are those to frames of another kind
+
+
 @pytest.fixture
 def inputs():
     return torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -59,6 +64,19 @@ def test_a_refused_arrangement_is_told_and_the_old_one_stays(page, inputs):
     wait_for(lambda: page.sent(made, "problem"))
     assert "Conv1d" in newest(page, made, "problem")["text"] and not newest(page, made, "arranged")["arrangement"]["white"]
     assert not made.explorer.arrangement.white
+    made.close()
+
+
+def test_white_coordinates_name_what_they_leave_out(page, inputs):
+    made = ng.explore(mlp((8, 12, 4)), Categorical(), inputs, approximations=["kfac", "unit_wise"])
+    page.ready(made)
+    wait_for(lambda: page.sent(made, "about"))
+    assert newest(page, made, "about")["about"]["left_out"] == {}
+    page.tell(made, type="tiles", epoch=0, wanted=[["unit_wise", "entries", 0, 0, 0]], shown=True)
+    about = arranged(page, made, white=True)["about"]
+    assert list(about["left_out"]) == ["unit_wise"] and "only exact and Kronecker" in about["left_out"]["unit_wise"]
+    assert "kfac" in about["sources"] and not any("unit_wise" in name for name in about["sources"])
+    assert arranged(page, made, white=False)["about"]["left_out"] == {} and not page.sent(made, "problem")
     made.close()
 
 

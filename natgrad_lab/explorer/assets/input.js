@@ -18,11 +18,12 @@ function listen(core, pane) {
   overlay.addEventListener("pointerup", () => (dragged = null));
   overlay.addEventListener("pointercancel", () => (dragged = null));
   overlay.addEventListener("pointermove", (event) => {
-    const at = pointed(event);
     if (dragged) {
-      for (const axis of AXES) state[axis] += dragged[axis] - at[axis];
-      return core.changed();
+      const to = pointed(event);
+      for (const axis of AXES) state[axis] += dragged[axis] - to[axis];
+      core.changed();
     }
+    const at = pointed(event);
     core.cursor = lens.holds(at) ? { row: Math.floor(at.row), column: Math.floor(at.column) } : null;
     core.redraw();
   });

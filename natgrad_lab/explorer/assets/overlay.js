@@ -17,7 +17,7 @@ function paintOver(pen, core, source, level) {
     labelAxis(pen, core, axis, at);
   }
   if (lens.isNumbered(level)) paintNumbers(pen, core, source, at);
-  if (core.cursor) {
+  if (core.cursor && lens.holds({ row: core.cursor.row + 0.5, column: core.cursor.column + 0.5 })) {
     const [[top, bottom], [left, right]] = AXES.map((axis) => {
       const cell = space.cellAt(level, core.cursor[axis]);
       return [at(axis, space.edge(level, cell)), at(axis, space.edge(level, cell + 1))];

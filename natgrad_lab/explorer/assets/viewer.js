@@ -2,6 +2,7 @@
 // `host.request(tiles, shown)` asks for tiles; whoever has one calls viewer.receive, in any order, at any time.
 const EACH = 1000; // ms between two spectra of a training
 const SLOW = 500; // ms after which the reader is told that something is computed
+const SILENT = 10000; // ms after which the kernel may have stopped
 const AGAIN = 4000; // ms after which what did not come is asked for again
 const WIDE = 820; // pixels from which panes and numbers are side by side
 const BESIDE = 320; // pixels for the numbers beside one pane
@@ -143,9 +144,13 @@ function createViewer(root, about, tables, host) {
   }
 
   function tellWork() {
-    const slow = waitingSince !== null && performance.now() - waitingSince > SLOW;
-    say(status, core.pending ? "computing another arrangement …" : slow && !problem.textContent ? "computing …" : "");
-    if (waitingSince !== null && !slow) setTimeout(redraw, SLOW);
+    const waited = waitingSince === null ? 0 : performance.now() - waitingSince;
+    let text = "";
+    if (core.pending) text = "computing another arrangement …";
+    else if (waited > SILENT) text = `no answer for ${Math.round(waited / 1000)} s: still computing, or the kernel has stopped`;
+    else if (waited > SLOW && !problem.textContent) text = "computing …";
+    say(status, text);
+    if (waitingSince !== null && waited <= SLOW) setTimeout(redraw, SLOW);
   }
 
   function analyse() {
