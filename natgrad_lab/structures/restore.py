@@ -2,14 +2,14 @@
 
 from natgrad_lab.structures.base import TensorFields
 from natgrad_lab.structures.block_diagonal import BlockDiagonal
-from natgrad_lab.structures.block_tridiagonal import BlockTridiagonalInverse
+from natgrad_lab.structures.block_tridiagonal import BlockTridiagonalInverse, DampedChain
 from natgrad_lab.structures.dense import Dense
 from natgrad_lab.structures.diagonal import Diagonal
 from natgrad_lab.structures.eigen_kronecker import EigenKronecker
 from natgrad_lab.structures.gram import Gram
 from natgrad_lab.structures.inverse import Inverse
 from natgrad_lab.structures.kronecker import Kronecker
-from natgrad_lab.structures.kronecker_inverse import KroneckerInverse
+from natgrad_lab.structures.kronecker_inverse import FormedKroneckerInverse, KroneckerInverse
 from natgrad_lab.structures.low_rank import LowRank
 from natgrad_lab.structures.quasi_diagonal import QuasiDiagonal
 from natgrad_lab.structures.row_blocks import DenseRows, KhatriRaoRows
@@ -20,7 +20,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         *(BlockDiagonal, Dense, Diagonal, EigenKronecker, Gram, Kronecker, LowRank),
-        *(BlockTridiagonalInverse, Inverse, KroneckerInverse, QuasiDiagonal, UnitWise),
+        *(BlockTridiagonalInverse, DampedChain, FormedKroneckerInverse, Inverse, KroneckerInverse, QuasiDiagonal, UnitWise),
         *(ConcatRows, DenseRows, EmbeddingRows, KhatriRaoRows, SharedRows),
     )
 }

@@ -10,7 +10,7 @@ from cases import CASES, KFAC_DIFFERS, KFAC_IS_EXACT, LIKELIHOODS, Case, case_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import blocks_of, fisher_from_jacobians, jacobian, kfac_blocks, linears, output_fisher, trains_bias
-from torch import nn
+from torch import Tensor, nn
 
 from natgrad_lab import fisher
 from natgrad_lab.errors import NotPositiveDefiniteError, NumericalWarning, UnsupportedLayerError
@@ -30,6 +30,7 @@ from natgrad_lab.structures import (
     arrow_matrix,
     bias_free_damping,
     block_tridiagonal,
+    from_state,
     input_damping,
     krylov_solve,
     lanczos,
@@ -749,6 +750,26 @@ def test_a_singular_chain_is_refused_undamped_and_solved_damped(make):
     assert "factored damping 0.001" in repr(damped)
     assert off(damped.matmul(damped.solve(g)), g) < 1e-9
     assert off(found.solve(g, 1e-3), torch.linalg.solve(found.to_dense() + 1e-3 * torch.eye(len(g)), g)) < 1e-9
+
+
+def test_a_damped_chain_in_float32_solves_where_its_decomposition_alone_could_not_tell_it_from_a_singular_one():
+    case = random_case((40, 8, 3), num_examples=30)  # fewer examples than inputs: A of the first layer is singular
+    found = fisher.block_tridiagonal_fisher(*case.data)
+    damping = 1e-10  # the smallest eigenvalue of a factor is 2e-5 of the largest; ten rounding levels are 5e-5
+    damped = tridiagonal_tikhonov(found.map(Tensor.float), damping)
+    unknowing = BlockTridiagonalInverse(damped.left, damped.right, damped.left_cross, damped.right_cross)
+    with pytest.raises(NotPositiveDefiniteError, match="singular to working precision"):
+        unknowing.solve(torch.ones(found.dim, dtype=torch.float32))
+    g = torch.randn(found.dim)
+    exact = tridiagonal_tikhonov(found, damping)
+    assert off(damped.solve(g.float()).double(), exact.solve(g)) < 6e-3  # rounding of float32 over 2e-5
+    assert off(from_state(damped.state()).solve(g.float()), damped.solve(g.float())) == 0
+
+
+def test_a_chain_whose_damping_is_below_the_rounding_of_its_factors_is_refused():
+    found = fisher.block_tridiagonal_fisher(*random_case((40, 8, 3), num_examples=30).data).map(Tensor.float)
+    with pytest.raises(NotPositiveDefiniteError, match=r"rounding \(float32\) has eaten the damping.*use float64"):
+        tridiagonal_tikhonov(found, 1e-24).solve(torch.randn(found.dim, dtype=torch.float32))
 
 
 def test_factored_damping_of_the_chain_leaves_the_cross_factors():
