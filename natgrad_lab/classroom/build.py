@@ -6,6 +6,7 @@ The sources are notebooks/*.py; what a student gets holds no line of any answer,
 import json
 import re
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +46,14 @@ def lessons(chosen: Iterable[str] = ()) -> list[Lesson]:
     return [_lesson(there[number], number) for number in (chosen or there)]
 
 
-def build_student(out: Path, chosen: Iterable[str] = (), *, seed: str = "") -> list[Path]:
+def build_student(out: Path, chosen: Iterable[str] = (), *, seed: str = "", run: bool = False) -> list[Path]:
     """Write the students' notebooks into the folder `out`: no outputs, no answers.
 
     Args:
         seed: a student's or a class's word; written to .natgrad/student.json, where `ng.course.check` finds it and draws
             other instances, so that numbers differ while the properties are the same.
-    Raises: ValueError if a line of an answer stands in a notebook.
+        run: execute them as they are, in `out`, to see that every cell runs before anything is solved; outputs are not kept.
+    Raises: ValueError if a line of an answer stands in a notebook; RuntimeError for a cell that fails or warns.
     """
     notebooks = {}
     for lesson in lessons(chosen):
@@ -69,6 +71,8 @@ def build_student(out: Path, chosen: Iterable[str] = (), *, seed: str = "") -> l
         place.parent.mkdir(exist_ok=True)
         place.write_text(json.dumps({"seed": seed}) + "\n", encoding="utf-8")
         written.append(place)
+    for name, notebook in notebooks.items() if run else ():
+        _run(deepcopy(notebook), Path(out), name)
     return written
 
 
@@ -86,9 +90,16 @@ def build_instructor(out: Path, chosen: Iterable[str] = (), *, run: bool = False
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"cell-{number:02d}"
         if run:
-            execute(notebook, lesson.path.parent)
+            _run(notebook, lesson.path.parent, lesson.path.name)
         notebooks[lesson.path.with_suffix(".ipynb").name] = notebook
     return write(Path(out), notebooks)
+
+
+def _run(notebook, folder: Path, name: str) -> None:
+    try:
+        execute(notebook, folder)
+    except RuntimeError as error:
+        raise RuntimeError(f"{name}: {error}") from None
 
 
 def write(out: Path, notebooks: dict) -> list[Path]:

@@ -109,7 +109,7 @@ def grade(submission: Submission, sandbox: Sandbox, settings: Settings) -> Recor
             if state["is"] == "written":
                 session.begin()
                 seed = f"{settings.seed}/{submission.student}"
-                verdicts.append(judge(exercise, session.answer(exercise.name), student_seed=seed))
+                verdicts.append(judge(exercise, session.answer(exercise.name), student_seed=seed, is_guarded=True))
                 if not verdicts[-1].passed and state.get("remark"):
                     remarks.append(f"{exercise.key}: {state['remark']}")
             else:

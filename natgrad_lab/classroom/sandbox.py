@@ -7,7 +7,6 @@ JSON and raw bytes (`wire.py`) and are never unpickled.
 
 import json
 import os
-import pickle
 import select
 import shutil
 import signal
@@ -197,10 +196,10 @@ class Session:
             if self._channel is None:
                 self._revive()
             try:
-                body = pickle.dumps((args, options))
+                body = wire.pickled((args, options))
             except Exception as error:
                 self._remark(f"the grader cannot send an argument of {name} to another process: {error}")
-                raise
+                raise Mistake("raised", f"the grader cannot send an argument: {error}") from None
             header, data = self._ask({"do": "call", "name": name}, body)
             return self._result(header, data, generators((args, options)))
 

@@ -4,8 +4,10 @@ A message is a header in JSON and a body of raw bytes. What the child sends is n
 their bytes with dtype and shape, and everything else as JSON; whatever does not fit this form raises `BadMessage`.
 """
 
+import io
 import json
 import math
+import pickle
 import struct
 
 import numpy as np
@@ -26,6 +28,24 @@ _ARRAYS = {name for name in _DTYPES if name != "bfloat16"}
 
 class BadMessage(Exception):
     """Bytes that are no message of ours."""
+
+
+class _Pickler(pickle.Pickler):
+    """Plain tensors as NumPy arrays, which takes a tenth of the time of torch's own way."""
+
+    def reducer_override(self, value):
+        """How to make `value` again; NotImplemented leaves it to pickle."""
+        is_plain = type(value) is torch.Tensor and value.layout == torch.strided and value.device.type == "cpu"
+        if not is_plain or value.requires_grad or value.dtype == torch.bfloat16 or value.is_conj() or value.is_neg():
+            return NotImplemented
+        return torch.from_numpy, (value.contiguous().numpy(),)
+
+
+def pickled(arguments) -> bytes:
+    """What a check passes to an answer, for a process that trusts the grader; never the other way round."""
+    file = io.BytesIO()
+    _Pickler(file, protocol=5).dump(arguments)
+    return file.getvalue()
 
 
 def pack(header: dict, body: bytes = b"") -> bytes:

@@ -42,17 +42,18 @@ def build(
     lessons: Lessons = "",
     student_seed: Annotated[str, typer.Option(help="--student: a name; data of the checks differ by it.")] = "",
     run: Annotated[
-        bool, typer.Option("--run", help="--instructor: execute them, which shows that every check passes.")
+        bool,
+        typer.Option("--run", help="Execute them: the instructor's pass every check, the student's run unfilled; minutes."),
     ] = False,
 ):
     """Write the lessons for a class; several of the options may be given at once."""
     from natgrad_lab import classroom
 
     numbers = parse(lessons)
-    if student_seed and student is None or run and instructor is None:
-        raise ValueError("--student-seed belongs to --student, and --run to --instructor.")
+    if student_seed and student is None or run and student is None and instructor is None:
+        raise ValueError("--student-seed belongs to --student, and --run to --student or --instructor.")
     wanted = [
-        (student, lambda: classroom.build_student(student, numbers, seed=student_seed)),
+        (student, lambda: classroom.build_student(student, numbers, seed=student_seed, run=run)),
         (instructor, lambda: classroom.build_instructor(instructor, numbers, run=run)),
         (html, lambda: classroom.build_site(html, numbers)),
         (nbgrader, lambda: classroom.build_nbgrader(nbgrader, numbers)),

@@ -75,9 +75,16 @@ def student_seed_of(folder: Path) -> str:
         raise ValueError(f'{place} should hold {{"seed": "a word"}}; remove it or mend it.') from None
 
 
-def judge(exercise: Exercise, answer: Callable, *, student_seed: str = "") -> Verdict:
-    """The verdict on `answer`, silently; the same arguments give the same verdict."""
-    safely = guarded(answer)
+def judge(exercise: Exercise, answer: Callable, *, student_seed: str = "", is_guarded: bool = False) -> Verdict:
+    """The verdict on `answer`, silently; the same arguments give the same verdict.
+
+    Args:
+        exercise: whose properties are asked for.
+        answer: a function; one with `is_guarded` raises nothing but `Mistake`, as one that runs in another process.
+        student_seed: as in `check`.
+        is_guarded: see `answer`.
+    """
+    safely = answer if is_guarded else guarded(answer)
     failed, points = [], 0
     for part in exercise.parts:
         mistake = _first_mistake(exercise, part, safely, student_seed)
@@ -92,6 +99,7 @@ def judge(exercise: Exercise, answer: Callable, *, student_seed: str = "") -> Ve
 
 def _first_mistake(exercise: Exercise, part: Part, answer: Callable, student_seed: str) -> Mistake | None:
     before, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
     try:
         for number in range(INSTANCES):
             words = f"{exercise.key}/{part.name}/{number}/{student_seed}"

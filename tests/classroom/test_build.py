@@ -221,3 +221,19 @@ def test_what_has_no_source_of_its_own_is_refused():
     for function in (lambda x: x + key, functools.partial(print, 1), (lambda x, y=key: y)):
         with pytest.raises(ValueError, match="no plain function"):
             standalone(function)
+
+
+def test_students_notebooks_are_run_as_they_are_and_keep_no_outputs(tmp_path, monkeypatch):
+    ran = []
+
+    def execute(notebook, folder):
+        ran.append((folder, any("NotImplementedError" in cell.source for cell in notebook.cells)))
+        notebook.cells[-1].source = "spoilt"
+        if len(ran) == 2:
+            raise RuntimeError("a cell failed.")
+
+    monkeypatch.setattr("natgrad_lab.classroom.build.execute", execute)
+    (path,) = build_student(tmp_path, ["03"], run=True)
+    assert ran == [(tmp_path, True)] and "spoilt" not in path.read_text(encoding="utf-8")
+    with pytest.raises(RuntimeError, match="03_exact_natural_gradient.ipynb: a cell failed"):
+        build_student(tmp_path, ["03"], run=True)

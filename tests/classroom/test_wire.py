@@ -116,3 +116,27 @@ def test_a_message_has_a_largest_size():
     message = wire.pack({"a": 1}, b"body")
     header, body = wire.sizes(message[: wire.FRAME.size])
     assert wire.unpack(message[wire.FRAME.size : wire.FRAME.size + header]) == {"a": 1} and message[-body:] == b"body"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.arange(6.0).reshape(2, 3).mT, torch.tensor(3.0), torch.zeros(0, 2), torch.ones(3).expand(2, 3),
+        torch.tensor([True, False]), torch.ones(2, dtype=torch.bfloat16), torch.tensor([1 + 2j]).conj(),
+        torch.ones(2, requires_grad=True), torch.arange(3, dtype=torch.int32),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_arrive_as_they_were_sent(value):
+    first, (second, words) = pickle.loads(wire.pickled((value, [value, {"a": 1.5}])))
+    assert first is second and words == {"a": 1.5}
+    assert first.dtype == value.dtype and first.requires_grad == value.requires_grad and torch.equal(first, value)
+    with torch.no_grad():
+        first.zero_()  # it can be written to: a student may work in place
+    assert not first.any()
+
+
+def test_a_model_arrives_with_its_parameters():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh())
+    (again,) = pickle.loads(wire.pickled((model,)))
+    assert torch.equal(again(torch.ones(1, 2)), model(torch.ones(1, 2))) and again[0].weight.requires_grad
