@@ -60,8 +60,10 @@ class SharedRows(RowBlock):
                 start += strip.shape[1]
             return out
         matrices = x.reshape(C, self.inputs.shape[2], -1)
-        images = [(self.inputs @ matrix.mT).reshape(N, S * C, 1) for matrix in matrices.unbind(2)]
-        columns = [torch.bmm(self._by_example, image).squeeze(2).mT.flatten() for image in images]
+        flat, lies_by_unit = self._by_example
+        images = [self.inputs @ matrix.mT for matrix in matrices.unbind(2)]  # (N, S, C)
+        images = [(image.mT if lies_by_unit else image).reshape(N, S * C, 1) for image in images]
+        columns = [torch.bmm(flat, image).squeeze(2).mT.flatten() for image in images]
         return columns[0] if x.ndim == 1 else torch.stack(columns, 1)
 
     def rmatmul(self, v: Float[Tensor, "R *k"]) -> Float[Tensor, "P *k"]:
@@ -71,8 +73,10 @@ class SharedRows(RowBlock):
             return torch.cat([strip.mT @ v for strip in self._strips()])
         inputs = self.inputs.flatten(0, 1)
         weights = v.reshape(K, N, 1, -1).transpose(0, 1)
-        sums = [torch.bmm(weight.mT, self._by_example).view(N * S, C) for weight in weights.unbind(3)]
-        columns = [(weighted.mT @ inputs).flatten() for weighted in sums]
+        flat, lies_by_unit = self._by_example
+        sums = [torch.bmm(weight.mT, flat) for weight in weights.unbind(3)]
+        sums = [each.view(N, C, S).mT if lies_by_unit else each.view(N, S, C) for each in sums]
+        columns = [(each.reshape(N * S, C).mT @ inputs).flatten() for each in sums]
         return columns[0] if v.ndim == 1 else torch.stack(columns, 1)
 
     def diagonal(self) -> Float[Tensor, " P"]:
@@ -104,8 +108,10 @@ class SharedRows(RowBlock):
         return SharedRows(torch.cat([self.inputs, other.inputs], 1), torch.cat([self.scores, other.scores], 2))
 
     @property
-    def _by_example(self) -> Float[Tensor, "N K SC"]:
-        return self.scores.flatten(2).transpose(0, 1)
+    def _by_example(self) -> tuple[Float[Tensor, "N K SC"], bool]:
+        """The scores of each example, without a copy: a convolution's lie by unit, (K, N, C, S), others by position."""
+        lies_by_unit = self.scores.stride(3) > self.scores.stride(2)
+        return (self.scores.mT if lies_by_unit else self.scores).flatten(2).transpose(0, 1), lies_by_unit
 
     def _strips(self):
         """The rows formed, a few units (columns c D to (c + step) D) at a time."""

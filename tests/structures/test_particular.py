@@ -154,12 +154,14 @@ def test_gram_products_with_rows():
         torch.testing.assert_close(F.rows_matmul(x[:, columns]), R @ x[:, columns])
 
 
+@pytest.mark.parametrize("lies", ["by position", "by unit"])
 @pytest.mark.parametrize("columns", [1, 2, 3, 7])  # up to K = 2 one at a time, then by rows that are formed in strips
-def test_products_with_shared_rows(columns, monkeypatch):
+def test_products_with_shared_rows(columns, lies, monkeypatch):
     monkeypatch.setattr("natgrad_lab.structures.shared_rows._CHUNK", 20)
     K, N, S, C, D = 2, 3, 5, 4, 3
     inputs, scores = torch.randn(N, S, D), torch.randn(K, N, S, C)
     rows = [sum(torch.kron(scores[k, n, s], inputs[n, s]) for s in range(S)) for k in range(K) for n in range(N)]
+    scores = scores.mT.contiguous().mT if lies == "by unit" else scores
     block, R = SharedRows(inputs, scores), torch.stack(rows)
     x, v = torch.randn(C * D, columns), torch.randn(K * N, columns)
     torch.testing.assert_close(block.matmul(x), R @ x)
