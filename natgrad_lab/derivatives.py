@@ -5,6 +5,7 @@ the gradient of [W | b] is s [a; 1]ᵀ, so Jacobians, per-example gradients, Fis
 products of captured pairs. The model is left as it was: no hook, no `.grad`, no change of mode or of the random state.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,31 +64,43 @@ class ForwardPass:
         Returns: per layer and call (∂f/∂(layer output))ᵀ v, shape (K, N, ...) with the layer's own output shape after N.
         Cost: K backward passes without weight gradients; the graph is kept for further calls.
         """
-        ends = [(edge, call.shape) for calls in self.calls.values() for call in calls for edge in call.edges]
-        if not ends:
+        edges = self._edges()
+        if not edges:
             return {}
-        edges = [edge for edge, _ in ends]
         if vectors.shape[0] <= _ONE_BY_ONE:
             flat = [_stacked(each) for each in zip(*(self._backward(edges, v) for v in vectors), strict=True)]
         else:
             flat = self._backward(edges, vectors, is_grads_batched=True)
-        shapes = [(len(vectors), *shape) for _, shape in ends]
-        filled = iter([vectors.new_zeros(shape) if g is None else g for g, shape in zip(flat, shapes, strict=True)])
+        return self._by_call(flat, vectors)
+
+    def parameter_gradient(self, vectors: Tensor) -> Float[Tensor, " P"]:
+        """Σ_n J_nᵀ v_n in the flat order, by PyTorch's own backward pass to the parameters; v (N, ..., C)."""
+        return self.gradient_and_scores(vectors)[0]
+
+    def gradient_and_scores(self, vectors: Tensor) -> tuple[Float[Tensor, " P"], dict[str, tuple[Tensor, ...]]]:
+        """`parameter_gradient` and, from the same pass, `pull_back` of the one vector per example."""
+        parameters = [parameter for layer in self.layout.layers for parameter in layer.parameters]
+        found = self._backward([*parameters, *self._edges()], vectors)
+        flat = torch.empty(self.layout.dim, dtype=self.layout.dtype, device=self.layout.device)
+        by_parameter = {id(p): gradient for p, gradient in zip(parameters, found, strict=False)}
+        for parameter, view in self.layout.split(flat):
+            gradient = by_parameter[id(parameter)]
+            view.zero_() if gradient is None else view.copy_(gradient)
+        one = [None if g is None else g.unsqueeze(0) for g in found[len(parameters) :]]
+        return flat, self._by_call(one, vectors.unsqueeze(0))
+
+    def _edges(self) -> list[GradientEdge]:
+        return [edge for calls in self.calls.values() for call in calls for edge in call.edges]
+
+    def _by_call(self, flat: Sequence[Tensor | None], vectors: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """What reached the edges, by layer and call; zeros where nothing did."""
+        shapes = [call.shape for calls in self.calls.values() for call in calls for _ in call.edges]
+        filled = (vectors.new_zeros(len(vectors), *s) if g is None else g for g, s in zip(flat, shapes, strict=True))
         pulled = {}
         for name, calls in self.calls.items():
             parts = [[next(filled) for _ in call.edges] for call in calls]
             pulled[name] = tuple(torch.stack(p, 2) if call.stacked else p[0] for p, call in zip(parts, calls, strict=True))
         return pulled
-
-    def parameter_gradient(self, vectors: Tensor) -> Float[Tensor, " P"]:
-        """Σ_n J_nᵀ v_n in the flat order, by PyTorch's own backward pass to the parameters; v (N, ..., C)."""
-        parameters = [parameter for layer in self.layout.layers for parameter in layer.parameters]
-        gradients = self._backward(parameters, vectors, materialize_grads=True)
-        flat = torch.empty(self.layout.dim, dtype=self.layout.dtype, device=self.layout.device)
-        by_parameter = {id(p): gradient for p, gradient in zip(parameters, gradients, strict=True)}
-        for parameter, view in self.layout.split(flat):
-            view.copy_(by_parameter[id(parameter)])
-        return flat
 
     def _backward(self, ends: Sequence[nn.Parameter | GradientEdge], vectors: Tensor, **choices) -> tuple[Tensor | None, ...]:
         with overwriting_refused():
@@ -232,18 +245,19 @@ def refuse_inputs(layout: ParameterLayout, inputs: Tensor) -> None:
         raise ValueError(
             f"inputs hold no examples (shape {tuple(inputs.shape)}). Pass at least one: a Fisher is a mean over examples."
         )
-    if inputs.device != layout.device:
+    first = layout.layers[0].parameters[0]  # all parameters are alike
+    if inputs.device != first.device:
         raise ValueError(
-            f"inputs are on {inputs.device}, the model on {layout.device}. Move them: inputs.to({str(layout.device)!r})."
+            f"inputs are on {inputs.device}, the model on {first.device}. Move them: inputs.to({str(first.device)!r})."
         )
     if inputs.is_floating_point():
-        if inputs.dtype != layout.dtype:
+        if inputs.dtype != first.dtype:
             raise ValueError(
-                f"inputs are {inputs.dtype}, the model's parameters {layout.dtype}. Convert one of them: "
-                f"inputs.to({layout.dtype}) or model.to({inputs.dtype})."
+                f"inputs are {inputs.dtype}, the model's parameters {first.dtype}. Convert one of them: "
+                f"inputs.to({first.dtype}) or model.to({inputs.dtype})."
             )
         # one pass decides unless the sum overflows
-        if not torch.isfinite(inputs.detach().sum()) and not torch.isfinite(inputs).all():
+        if not math.isfinite(inputs.detach().sum().item()) and not torch.isfinite(inputs).all():
             bad = int((~torch.isfinite(inputs)).reshape(inputs.shape[0], -1).any(dim=1).nonzero()[0])
             raise ValueError(f"inputs hold NaN or infinity (first in example {bad}). Remove or repair those examples.")
 
@@ -305,7 +319,7 @@ def refuse_outputs(layout: ParameterLayout, inputs: Tensor, outputs: object) -> 
             f"the model returns {outputs.dtype}, its parameters are {layout.dtype}. Return the parameters' dtype: take casts "
             "out of forward, and run without torch.autocast."
         )
-    if not torch.isfinite(outputs.detach().sum()) and not torch.isfinite(outputs).all():
+    if not math.isfinite(outputs.detach().sum().item()) and not torch.isfinite(outputs).all():
         refuse_weights(layout)
         raise NonFiniteError(
             "the model's outputs hold NaN or infinity although inputs and weights are finite: they overflow "

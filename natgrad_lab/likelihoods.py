@@ -162,7 +162,7 @@ class Categorical(Likelihood):
     def score(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, "N C"]:
         """e_y − softmax(f)."""
         score = -_softmax(outputs)
-        return score.scatter_add(-1, targets.long().unsqueeze(-1), torch.ones_like(outputs[:, :1]))
+        return score.scatter_add_(-1, targets.long().unsqueeze(-1), torch.ones_like(outputs[:, :1]))
 
     def sample(self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Classes (num_samples, N), by inversion: the first class whose cumulative probability exceeds a uniform number."""

@@ -16,6 +16,7 @@ from natgrad_lab.errors import NotPositiveDefiniteError, NumericalWarning
 from natgrad_lab.shapes import Float, Tensor
 
 JITTER_TRIES = 4
+_SMALL = 128  # up to here a second copy costs less than naming where the result goes
 _DIAGNOSE_DIM = 1000  # up to here a failed factorization is explained by an eigenvalue, which above costs seconds
 
 
@@ -118,6 +119,9 @@ def shifted_cholesky(matrix: Float[Tensor, "m m"], shift: Real) -> tuple[Float[T
     """Lower factor of matrix + shift I as Cholesky leaves it, in the memory of one copy, and whether it broke down."""
     shifted = matrix.clone().mT  # columns contiguous, as LAPACK wants them; symmetric, so nothing changes
     shifted.diagonal().add_(shift)
+    if len(matrix) <= _SMALL:
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        return factor, bool(info.item())
     info = torch.empty((), dtype=torch.int32, device=matrix.device)
     torch.linalg.cholesky_ex(shifted, out=(shifted, info))
     return shifted, bool(info.item())

@@ -50,7 +50,8 @@ class Layer:
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The module's trainable parameters, in PyTorch's order."""
-        return tuple(getattr(self.module, name) for name in self.parameter_names)
+        own = self.module._parameters  # several times faster than getattr, and read at every step
+        return tuple([own[name] for name in self.parameter_names])
 
 
 class ParameterLayout:

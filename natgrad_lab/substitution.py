@@ -9,16 +9,18 @@ import torch
 from natgrad_lab.shapes import Float, Tensor
 
 BLOCK = 128
-_SMALL = 16  # up to here triangular inverses are LAPACK's
+_SMALL = 32  # up to here triangular inverses are LAPACK's
 
 
 def inverted_blocks(factor: Float[Tensor, "m m"], size: int = BLOCK) -> Float[Tensor, "k b b"]:
     """Inverses of the diagonal blocks of a lower triangular matrix (zeros above); the last is filled up with ones."""
-    count = -(-len(factor) // size)
-    blocks = torch.eye(size, dtype=factor.dtype, device=factor.device).repeat(count, 1, 1)
-    for index, start in enumerate(range(0, len(factor), size)):
-        block = factor[start : start + size, start : start + size]
-        blocks[index, : len(block), : len(block)] = block
+    whole, rest = divmod(len(factor), size)
+    rows, columns = factor.stride()
+    blocks = factor.as_strided((whole, size, size), (size * (rows + columns), rows, columns))
+    if rest:
+        last = torch.eye(size, dtype=factor.dtype, device=factor.device)
+        last[:rest, :rest] = factor[-rest:, -rest:]
+        blocks = torch.cat([blocks, last.unsqueeze(0)])
     return _inverted(blocks)
 
 

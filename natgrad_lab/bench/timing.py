@@ -1,5 +1,6 @@
 """Timing: every case once a round, in turn; medians, and ratios to the yardstick of the same round."""
 
+import math
 import platform
 import statistics
 import time
@@ -42,31 +43,45 @@ class BenchTable:
         return values
 
 
-def interleaved(cases: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every case in every round; one untimed round first."""
+def interleaved(
+    cases: dict[str, Callable[[], object]], rounds: int, device: torch.device, budget: float = math.inf
+) -> dict[str, list[float]]:
+    """Seconds of every case in every round; one untimed round first.
+
+    Args: budget: a case, other than the first, that has taken so many seconds is left out of the rounds that remain. It is
+        timed once at least.
+    """
     times: dict[str, list[float]] = {case: [] for case in cases}
+    spent, yardstick = dict.fromkeys(cases, 0.0), next(iter(cases))
     for turn in range(rounds + 1):
         for case, work in cases.items():
+            if spent[case] >= budget and times[case] and case != yardstick:
+                continue
             wait(device)
             started = time.perf_counter()
             work()
             wait(device)
+            seconds = time.perf_counter() - started
+            spent[case] += seconds
             if turn:
-                times[case].append(time.perf_counter() - started)
+                times[case].append(seconds)
     return times
 
 
 def table(
     title: str, device: torch.device, threads: int, measured: dict[str, list[float]], notes: str | dict[str, str]
 ) -> BenchTable:
-    """Medians and ratios to the first case. `notes` by case; a plain string goes to the second row."""
+    """Medians, and ratios to the first case in the same rounds, which for a slow case may be the first few.
+
+    Args: notes: by case; a plain string goes to the second row.
+    """
     yardstick, cases = next(iter(measured.values())), list(measured)
     notes = notes if isinstance(notes, dict) else {case: notes for case in cases[1:2]}
     rows = tuple(
         BenchRow(
             case,
             statistics.median(seconds),
-            statistics.median(own / base for own, base in zip(seconds, yardstick, strict=True)),
+            statistics.median(own / base for own, base in zip(seconds, yardstick[: len(seconds)], strict=True)),
             len(seconds),
             notes.get(case, ""),
         )

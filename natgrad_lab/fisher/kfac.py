@@ -26,7 +26,8 @@ from natgrad_lab.structures import (
 from natgrad_lab.structures.row_blocks import mirror_upper
 
 WEIGHT_SHARING = ("expand", "reduce")
-_STRIP = 256  # columns of a large factor computed at a time
+_STRIP = 96  # rows of a factor computed at a time
+_LARGE = 1 << 26  # multiplications from which half of them are worth the copy of the other half
 _LARGEST_DENSE_BLOCK = 4096  # parameters of a layer without Kronecker structure whose exact block is taken instead
 
 
@@ -116,16 +117,16 @@ def _(rows: ConcatRows, num_examples: int, weight_sharing: str) -> BlockDiagonal
 
 
 def _kronecker(scores: Tensor, inputs: Tensor, num_examples: int, num_inputs: int) -> Kronecker:
-    left, right = _gram(scores).div_(num_examples), _gram(inputs).div_(num_inputs)
+    left, right = _gram(scores, num_examples), _gram(inputs, num_inputs)
     return Kronecker.trusted(left=left, right=right, note="")
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """Σ of the rows' outer products; a large one by strips of its upper triangle, which is half the work."""
-    width = rows.shape[1]
-    if width < 3 * _STRIP:
-        return rows.T @ rows
+def _gram(rows: Tensor, count: int) -> Tensor:
+    """Σ of the rows' outer products / count; a large one by strips of its upper triangle, little more than half the work."""
+    num_rows, width = rows.shape
+    if num_rows * width**2 < _LARGE:
+        return (rows.T @ rows).div_(count)
     out = rows.new_empty(width, width)
     for start in range(0, width, _STRIP):
         torch.mm(rows[:, start : start + _STRIP].T, rows[:, start:], out=out[start : start + _STRIP, start:])
-    return mirror_upper(out, _STRIP)
+    return mirror_upper(out, _STRIP).div_(count)

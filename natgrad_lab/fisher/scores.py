@@ -79,7 +79,7 @@ class ScorePass:
 
     Attributes:
         outputs: (N, S, C): at S positions per example, 1 for plain outputs.
-        layers: rows of Sᵀ J by layer, in the flat order; none of a `loss_pass`.
+        layers: rows of Sᵀ J by layer, in the flat order; of a `loss_pass` the loss' rows of the layers it recorded, if any.
         loss, loss_scores: mean over examples of the nll, summed over positions, in nats; None without loss targets.
         num_scores: K, vectors per example.
         note: which layers were taken by the generic route, and what that cost; "" if none.
@@ -143,7 +143,7 @@ def score_pass(
     if verify:
         refuse_weights(layout)
     with quiet_attention():
-        passed, generic = _recorded_pass(model, layout, inputs)
+        passed = _recorded_pass(model, layout, inputs, tuple(layer for layer in layout.layers if rule_for(layer) is not None))
     outputs = likelihood.positions(passed.outputs)  # (N, S, C)
     fisher_targets, loss_targets = (
         None if given is None else likelihood.flat_targets(passed.outputs, given).detach() for given in (targets, loss_targets)
@@ -161,6 +161,7 @@ def score_pass(
     if verify:
         refuse_hidden_uses(passed)
         refuse_mixed_examples(model, inputs, passed.outputs)
+    generic = tuple(layer for layer in layout.layers if layer.name not in passed.calls)
     if generic:
         with quiet_attention():
             blocks |= generic_rows(model, generic, inputs, vectors)
@@ -177,16 +178,27 @@ def score_pass(
 
 
 def loss_pass(
-    model: nn.Module, likelihood: Likelihood, layout: ParameterLayout, inputs: Tensor, targets: Tensor | None
+    model: nn.Module,
+    likelihood: Likelihood,
+    layout: ParameterLayout,
+    inputs: Tensor,
+    targets: Tensor | None,
+    recorded: tuple[Layer, ...] = (),
 ) -> ScorePass:
-    """A pass without scores and rows: the loss on (inputs, targets) and PyTorch's own gradient of it. The cost is SGD's."""
+    """A pass without scores: the loss on (inputs, targets) and PyTorch's own gradient of it. The cost is SGD's.
+
+    Args: recorded: layers with a rule whose rows of the loss are wanted too; those that cannot be recorded have none.
+    """
     if targets is None:
         raise ValueError("a gradient needs the observed targets; got None.")
-    passed = forward_pass(model, layout, inputs, ())
+    passed = _recorded_pass(model, layout, inputs, recorded)
     outputs = likelihood.positions(passed.outputs)
     loss, scores = _loss_and_scores(likelihood, outputs, likelihood.flat_targets(passed.outputs, targets).detach())
-    vectors = likelihood.from_positions(scores.unsqueeze(0) / -len(inputs), passed.outputs)
-    return ScorePass(layout, None, outputs, (), loss, scores, 0, loss_gradient=passed.parameter_gradient(vectors[0]))
+    vectors = likelihood.from_positions(scores.unsqueeze(0), passed.outputs)
+    gradient, pulled = passed.gradient_and_scores(vectors[0])
+    rows = rows_of(passed, pulled)
+    layers = tuple(LayerRows(layer, None, rows.get(layer.name)) for layer in layout.layers) if rows else ()
+    return ScorePass(layout, None, outputs, layers, loss, scores, 0, loss_gradient=gradient.div_(-len(inputs)))
 
 
 def _loss_and_scores(likelihood: Likelihood, outputs: Float[Tensor, "N S C"], targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,16 +206,13 @@ def _loss_and_scores(likelihood: Likelihood, outputs: Float[Tensor, "N S C"], ta
     return likelihood.nll(flat, targets).sum() / len(outputs), likelihood.score(flat, targets).view_as(outputs)
 
 
-def _recorded_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor) -> tuple[ForwardPass, tuple[Layer, ...]]:
-    """A pass that records every layer with a rule that can be recorded, and the other layers."""
-    recorded = [layer for layer in layout.layers if rule_for(layer) is not None]
+def _recorded_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor, layers: tuple[Layer, ...]) -> ForwardPass:
+    """A pass that records those of the layers that can be recorded."""
     while True:
         try:
-            passed = forward_pass(model, layout, inputs, tuple(recorded))
+            return forward_pass(model, layout, inputs, layers)
         except UnrecordableLayer as error:
-            recorded = [layer for layer in recorded if layer.module is not error.module]
-        else:
-            return passed, tuple(layer for layer in layout.layers if layer not in recorded)
+            layers = tuple(layer for layer in layers if layer.module is not error.module)
 
 
 def _note(generic: tuple[Layer, ...], num_examples: int, num_vectors: int) -> str:

@@ -14,6 +14,7 @@ from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import (
     BlockDiagonal,
     BlockTridiagonalInverse,
+    FormedKroneckerInverse,
     Kronecker,
     KroneckerInverse,
     StructuredMatrix,
@@ -23,7 +24,7 @@ from natgrad_lab.structures import (
 )
 from natgrad_lab.structures.unit_wise import batched_cholesky
 
-_FORMED = 384  # a layer with both sides smaller has its inverses formed in any case: products cost less than substitutions
+_FORMED = 128  # a layer with no larger side has its inverses formed in any case: products cost less than substitutions
 
 
 def exact_inverse(fisher: StructuredMatrix, damping: float) -> StructuredMatrix:
@@ -51,9 +52,13 @@ def _factored_inverse(block: StructuredMatrix, damping: float, once: bool) -> St
     root, pi = math.sqrt(damping), pi_trace_norm(block)
     dampings = root / pi, root * pi
     (left, is_left_exact), (right, is_right_exact) = map(_damped_factor, (block.left, block.right), dampings)
-    if not once or max(len(left), len(right)) < _FORMED or not (is_left_exact and is_right_exact):
-        return Kronecker.trusted(left=torch.cholesky_inverse(left), right=torch.cholesky_inverse(right), note="")
-    return KroneckerInverse.trusted(left=left, right=right, dampings=left.new_tensor(dampings), note="")
+    is_exact, known = is_left_exact and is_right_exact, left.new_tensor(dampings)
+    if is_exact and once and max(len(left), len(right)) > _FORMED:
+        return KroneckerInverse.trusted(left=left, right=right, dampings=known, note="")
+    left, right = torch.cholesky_inverse(left), torch.cholesky_inverse(right)
+    if is_exact:
+        return FormedKroneckerInverse.trusted(left=left, right=right, dampings=known, note="")
+    return Kronecker.trusted(left=left, right=right, note="")
 
 
 def _damped_factor(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
@@ -62,7 +67,7 @@ def _damped_factor(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
     """
     factor, failed = shifted_cholesky(matrix, damping)
     least = damping / 2 if damping > 0 else zero_level(len(matrix), matrix.diagonal().max())
-    if failed or not factor.diagonal().min() > math.sqrt(least):  # a NaN fails too
+    if failed or not factor.diagonal().min().item() > math.sqrt(least):  # a NaN fails too
         return damped_cholesky(matrix, damping), False
     return factor, True
 

@@ -2,11 +2,22 @@
 
 import torch
 
-from natgrad_lab.fisher.scores import LayerRows, ScorePass
+from natgrad_lab.fisher.layers import linear_rows, rule_for
+from natgrad_lab.fisher.scores import ScorePass
+from natgrad_lab.parameters import Layer
 from natgrad_lab.shapes import Float, Tensor
-from natgrad_lab.structures import BlockDiagonal, KhatriRaoRows, Kronecker, KroneckerInverse, StructuredMatrix
+from natgrad_lab.structures import (
+    BlockDiagonal,
+    FormedKroneckerInverse,
+    KhatriRaoRows,
+    Kronecker,
+    KroneckerInverse,
+    StructuredMatrix,
+)
 
 _CANCELLED = 1e-3  # a difference that has lost more than these digits is computed as a product
+_FACTORED = Kronecker, KroneckerInverse
+_DAMPED = FormedKroneckerInverse, KroneckerInverse  # inverses that say which damping they are for
 
 
 def preconditioned_gradient(
@@ -32,32 +43,51 @@ def preconditioned_gradient(
         return _by_products(gradient, inverse, fisher)
     parts = gradient.split([block.dim for block in inverse.blocks])
     pairs = [
-        _by_rows(layer, P, F, is_inverse_of_it) if _is_cheaper(layer, P, F, is_inverse_of_it) else _by_products(part, P, F)
+        _by_rows(layer.loss_rows, P, F, is_inverse_of_it)
+        if isinstance(layer.loss_rows, KhatriRaoRows) and _is_cheaper(scores.num_examples, P, F, is_inverse_of_it)
+        else _by_products(part, P, F)
         for layer, part, P, F in zip(scores.layers, parts, inverse.blocks, fisher.blocks, strict=True)
     ]
     vector, product = (torch.cat(each) for each in zip(*pairs, strict=True))
     return vector, product
 
 
-def _is_cheaper(layer: LayerRows, inverse: StructuredMatrix, fisher: StructuredMatrix, is_inverse_of_it: bool) -> bool:
+def layers_by_rows(
+    layers: tuple[Layer, ...],
+    num_examples: int,
+    inverse: StructuredMatrix | None,
+    fisher: StructuredMatrix | None,
+    *,
+    is_inverse_of_it: bool = False,
+) -> tuple[Layer, ...]:
+    """Layers whose rows `preconditioned_gradient` would take for a batch of so many examples, if a pass recorded them."""
+    if not (isinstance(inverse, BlockDiagonal) and isinstance(fisher, BlockDiagonal)) or len(fisher.blocks) != len(layers):
+        return ()
+    return tuple(
+        layer
+        for layer, P, F in zip(layers, inverse.blocks, fisher.blocks, strict=True)
+        if rule_for(layer) is linear_rows and _is_cheaper(num_examples, P, F, is_inverse_of_it)
+    )
+
+
+def _is_cheaper(num_examples: int, inverse: StructuredMatrix, fisher: StructuredMatrix, is_inverse_of_it: bool) -> bool:
     """Fewer operations: for P and for F N (m² + n² + m n) each by rows, m n (m + n) by the matrix."""
-    kinds = KhatriRaoRows, Kronecker | KroneckerInverse, Kronecker
-    if not all(map(isinstance, (layer.loss_rows, inverse, fisher), kinds)):
+    if not (isinstance(inverse, _FACTORED) and isinstance(fisher, Kronecker)):
         return False
-    (_, num_examples, m), n = layer.loss_rows.scores.shape, layer.loss_rows.inputs.shape[1]
-    sides = 1 if is_inverse_of_it and isinstance(inverse, KroneckerInverse) else 2
+    m, n = len(fisher.left), len(fisher.right)
+    sides = 1 if is_inverse_of_it and isinstance(inverse, _DAMPED) else 2
     return num_examples * (sides * (m**2 + n**2) + 2 * m * n) < 2 * m * n * (m + n)
 
 
-def _by_rows(layer: LayerRows, inverse: Kronecker | KroneckerInverse, fisher: Kronecker, is_inverse_of_it: bool) -> tuple:
-    inputs, scores = layer.loss_rows.inputs, layer.loss_rows.scores[0] / -len(layer.loss_rows.inputs)
+def _by_rows(rows: KhatriRaoRows, inverse: Kronecker | KroneckerInverse, fisher: Kronecker, is_inverse_of_it: bool) -> tuple:
+    inputs, scores = rows.inputs, rows.scores[0] / -len(rows.inputs)
     solved = inverse.left_rows(scores), inverse.right_rows(inputs)
     pushed = (None, None)
-    if is_inverse_of_it and isinstance(inverse, KroneckerInverse):
+    if is_inverse_of_it and isinstance(inverse, _DAMPED):
         pushed = map(_undamped, (scores, inputs), solved, inverse.dampings.tolist())
     left, right = (
-        product(rows) if known is None else known
-        for known, rows, product in zip(pushed, solved, (fisher.left_rows, fisher.right_rows), strict=True)
+        multiplied(rows) if known is None else known
+        for known, rows, multiplied in zip(pushed, solved, (fisher.left_rows, fisher.right_rows), strict=True)
     )
     return (solved[0].T @ solved[1]).flatten(), (left.T @ right).flatten()
 

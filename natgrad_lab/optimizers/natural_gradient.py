@@ -13,7 +13,7 @@ from natgrad_lab.names import known
 from natgrad_lab.optimizers.base import Direction, Evaluation, FlatOptimizer
 from natgrad_lab.optimizers.damping import USED_ONCE
 from natgrad_lab.optimizers.estimate import FisherEstimate, Statistics
-from natgrad_lab.optimizers.low_rank import preconditioned_gradient
+from natgrad_lab.optimizers.low_rank import layers_by_rows, preconditioned_gradient
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import StructuredMatrix, from_state
 
@@ -43,7 +43,7 @@ class NaturalGradient(FlatOptimizer):
         self.fisher_type, self.num_samples = estimate.fisher_type, estimate.num_samples
         self.statistics: Statistics = ()
         self.inverse: StructuredMatrix | None = None
-        self._refreshes, self._inverted_damping = 0, None
+        self._refreshes, self._inverted_damping, self._inverted_refreshes = 0, None, 0
 
     @property
     def fisher(self) -> StructuredMatrix | None:
@@ -55,21 +55,34 @@ class NaturalGradient(FlatOptimizer):
         due = self.estimate.is_update_due(self.num_steps)
         if due and self.estimate.fraction == 1:
             return super()._evaluate(inputs, targets)
-        plain = loss_pass(self.model, self.likelihood, self._present_layout(), inputs, targets)
+        plain = self._loss_pass(inputs, targets, with_rows=not due)
         scores, gradient, loss = plain, plain.gradient(), float(plain.loss)
         if due:
             part = slice(self.estimate.num_examples(len(inputs)))
             scores = self._pass(inputs[part], self.fisher_type, targets[part] if self.fisher_type == "empirical" else None)
         return Evaluation(loss, loss, gradient, scores)
 
+    def _loss_pass(self, inputs: Tensor, targets: Tensor, with_rows: bool) -> ScorePass:
+        """Loss and gradient, and perhaps the rows that the direction will be taken from."""
+        layout, recorded = self._present_layout(), ()
+        if with_rows and isinstance(inputs, Tensor) and inputs.ndim:
+            known = self._is_inverse_of_it
+            recorded = layers_by_rows(layout.layers, len(inputs), self.inverse, self.fisher, is_inverse_of_it=known)
+        return loss_pass(self.model, self.likelihood, layout, inputs, targets, recorded)
+
+    @property
+    def _is_inverse_of_it(self) -> bool:
+        """Whether the inverse at hand was made from the present Fisher."""
+        return self._inverted_refreshes == self._refreshes
+
     def _direction(self, gradient: Tensor, scores: ScorePass, damping: float, phases: dict) -> Direction:
         started = time.perf_counter()
         self._refresh(scores)
         phases["fisher"] = time.perf_counter() - started
         started = time.perf_counter()
-        before, inverse = self.inverse, self._inverted(damping)
-        is_new = inverse is not before
-        vector, product = preconditioned_gradient(scores, gradient, inverse, self.fisher, is_inverse_of_it=is_new)
+        inverse = self._inverted(damping)
+        known = self._is_inverse_of_it
+        vector, product = preconditioned_gradient(scores, gradient, inverse, self.fisher, is_inverse_of_it=known)
         phases["solve"] = time.perf_counter() - started
         return Direction(vector, product, self.fisher.matmul)
 
@@ -85,23 +98,26 @@ class NaturalGradient(FlatOptimizer):
         """The inverse at this damping: the one at hand where it is that and not due."""
         if damping != self._inverted_damping or self.estimate.is_inverse_due(self.num_steps):
             self.inverse, self._inverted_damping = self.invert(self.fisher, damping), damping
+            self._inverted_refreshes = self._refreshes
         return self.inverse
 
     def _memory(self) -> tuple:
-        return self.statistics, self.inverse, self._refreshes, self._inverted_damping
+        return self.statistics, self.inverse, self._refreshes, self._inverted_damping, self._inverted_refreshes
 
     def _remember(self, *memory: object) -> None:
-        self.statistics, self.inverse, self._refreshes, self._inverted_damping = memory
+        self.statistics, self.inverse, self._refreshes, self._inverted_damping, self._inverted_refreshes = memory
 
     def _own_state(self) -> dict:
         saved = {} if self.inverse is None else {"inverse": self.inverse.state()}
         saved["statistics"] = [matrix.state() for matrix in self.statistics]
-        return saved | {"refreshes": self._refreshes, "inverted_damping": self._inverted_damping}
+        inverted = {"inverted_damping": self._inverted_damping, "inverted_refreshes": self._inverted_refreshes}
+        return saved | {"refreshes": self._refreshes} | inverted
 
     def _load_own_state(self, state: dict) -> None:
         self.statistics = tuple(from_state(matrix) for matrix in state["statistics"])
         self.inverse = from_state(state["inverse"]) if "inverse" in state else None
         self._refreshes, self._inverted_damping = state["refreshes"], state["inverted_damping"]
+        self._inverted_refreshes = state["inverted_refreshes"]
 
 
 class ExactNaturalGradient(FlatOptimizer):

@@ -10,7 +10,7 @@ from natgrad_lab.structures.gram import Gram
 from natgrad_lab.structures.implicit import Implicit
 from natgrad_lab.structures.inverse import Inverse
 from natgrad_lab.structures.kronecker import Kronecker, factored_tikhonov, pi_trace_norm
-from natgrad_lab.structures.kronecker_inverse import KroneckerInverse
+from natgrad_lab.structures.kronecker_inverse import FormedKroneckerInverse, KroneckerInverse
 from natgrad_lab.structures.krylov import krylov_solve, lanczos, leading_eigenpairs
 from natgrad_lab.structures.low_rank import LowRank
 from natgrad_lab.structures.one_sided import bias_free_damping, input_damping
@@ -29,6 +29,7 @@ __all__ = [
     "Diagonal",
     "EigenKronecker",
     "EmbeddingRows",
+    "FormedKroneckerInverse",
     "Gram",
     "Implicit",
     "Inverse",

@@ -173,7 +173,7 @@ class StructuredMatrix(TensorFields, ABC):
 
     def _check(self, x: Tensor) -> None:
         """Refuse a right-hand side of the wrong length, shape or dtype."""
-        if x.ndim not in (1, 2) or len(x) != self.dim:
+        if x.ndim not in (1, 2) or x.shape[0] != self.dim:  # shape[0]: len(x) is slow
             raise ValueError(
                 f"{type(self).__name__} of dimension {self.dim} acts on x of shape ({self.dim},) or ({self.dim}, k); "
                 f"got length {len(x) if x.ndim else 'none'}, shape {tuple(x.shape)}. The flat order is "

@@ -45,7 +45,7 @@ class Kronecker(StructuredMatrix):
     @property
     def dim(self) -> int:
         """m * n."""
-        return len(self.left) * len(self.right)
+        return self.left.shape[0] * self.right.shape[0]
 
     def matmul(self, x: Float[Tensor, "P *k"]) -> Float[Tensor, "P *k"]:
         """vec(left X rightᵀ)."""

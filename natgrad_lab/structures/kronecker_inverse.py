@@ -1,4 +1,4 @@
-"""The inverse of a damped Kronecker product, kept as the Cholesky factors of its two sides.
+"""The inverse of a damped Kronecker product: by the Cholesky factors of its two sides, or with both inverses formed.
 
 Convention as in `kronecker`: row-major vec, left is G and right is A.
 """
@@ -9,11 +9,13 @@ from numbers import Real
 
 import torch
 
-from natgrad_lab.linalg import check_damping
+from natgrad_lab.linalg import check_damping, cholesky_solve
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures.base import StructuredMatrix
 from natgrad_lab.structures.kronecker import Kronecker
-from natgrad_lab.substitution import inverted_blocks, solve_rows
+from natgrad_lab.substitution import BLOCK, inverted_blocks, solve_rows
+
+_FEW = 64  # up to so many rows, LAPACK's substitution is as fast, and needs no blocks
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,7 +25,7 @@ class KroneckerInverse(StructuredMatrix):
     Cost: products as of a Kronecker, 2mn(m + n) flops; making it, a third of what the two inverses would cost.
 
     Attributes:
-        dampings: (d₀, d₁), from which a product with G ⊗ A is known once one with its damped inverse is; see `row_products`.
+        dampings: (d₀, d₁), from which a product with G ⊗ A is known once one with its damped inverse is.
     """
 
     left: Float[Tensor, "m m"]
@@ -42,7 +44,7 @@ class KroneckerInverse(StructuredMatrix):
     @property
     def dim(self) -> int:
         """m * n."""
-        return len(self.left) * len(self.right)
+        return self.left.shape[0] * self.right.shape[0]
 
     def matmul(self, x: Float[Tensor, "P *k"]) -> Float[Tensor, "P *k"]:
         """vec((G + d₀I)⁻¹ X (A + d₁I)⁻¹)."""
@@ -55,11 +57,11 @@ class KroneckerInverse(StructuredMatrix):
 
     def left_rows(self, rows: Float[Tensor, "N m"]) -> Float[Tensor, "N m"]:
         """Rows times (G + d₀I)⁻¹."""
-        return solve_rows(rows, self.left, self._blocks[0])
+        return self._rows(rows, 0)
 
     def right_rows(self, rows: Float[Tensor, "N n"]) -> Float[Tensor, "N n"]:
         """Rows times (A + d₁I)⁻¹."""
-        return solve_rows(rows, self.right, self._blocks[1])
+        return self._rows(rows, 1)
 
     def solve(self, x: Float[Tensor, "P *k"], damping: Real = 0.0) -> Float[Tensor, "P *k"]:
         """(M + damping I)⁻¹ x; without damping a product with G + d₀I and A + d₁I."""
@@ -89,9 +91,19 @@ class KroneckerInverse(StructuredMatrix):
         left, right = (factor.diagonal().log().sum() for factor in (self.left, self.right))
         return -2 * (len(self.right) * left + len(self.left) * right)
 
+    def _rows(self, rows: Tensor, side: int) -> Tensor:
+        factor = (self.left, self.right)[side]
+        if len(factor) > BLOCK and len(rows) <= _FEW:
+            return cholesky_solve(factor, rows.mT).mT
+        ready = self._ready.get(side)
+        if ready is None:
+            ready = self._ready[side] = (inverted_blocks if len(factor) > BLOCK else torch.cholesky_inverse)(factor)
+        return solve_rows(rows, factor, ready) if len(factor) > BLOCK else rows @ ready
+
     @cached_property
-    def _blocks(self) -> tuple[Tensor, Tensor]:
-        return inverted_blocks(self.left), inverted_blocks(self.right)
+    def _ready(self) -> dict[int, Tensor]:
+        """By side what products need: inverses of the blocks on the diagonal, or of all of a small factor."""
+        return {}
 
     @cached_property
     def _explicit(self) -> Kronecker:
@@ -100,3 +112,10 @@ class KroneckerInverse(StructuredMatrix):
     @cached_property
     def _damped(self) -> Kronecker:
         return Kronecker(self.left @ self.left.mT, self.right @ self.right.mT)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FormedKroneckerInverse(Kronecker):
+    """(G + d₀I)⁻¹ ⊗ (A + d₁I)⁻¹ with both inverses formed, and `dampings` (d₀, d₁) as in `KroneckerInverse`."""
+
+    dampings: Float[Tensor, "2"]

@@ -14,8 +14,8 @@ from layer_cases import GENERIC, LAYERS
 from oracles import fisher_from_jacobians, fisher_of_any, gradient, parameters_of
 from torch import nn
 
+from natgrad_lab.fisher import kfac
 from natgrad_lab.fisher.forward_products import ForwardProducts
-from natgrad_lab.fisher.kfac import _gram
 from natgrad_lab.fisher.scores import loss_pass, score_pass
 from natgrad_lab.optimizers import METHODS, GammaSearch, LevenbergMarquardt, QuadraticModel, exponential_batch, low_rank
 from natgrad_lab.optimizers.step_size import minimize_model
@@ -400,10 +400,13 @@ def test_small_batches_go_through_the_rows(method, monkeypatch):
     assert found[True][1] == pytest.approx(found[False][1], rel=1e-11)
 
 
-@pytest.mark.parametrize("width", [511, 512, 700])
-def test_large_factors_by_strips(width):
+@pytest.mark.parametrize("width", [1, 95, 96, 97, 200])
+def test_large_factors_by_strips(width, monkeypatch):
+    monkeypatch.setattr(kfac, "_LARGE", 0)
     rows = torch.randn(20, width)
-    assert torch.allclose(_gram(rows), rows.T @ rows, rtol=1e-12, atol=1e-12)
+    gram = kfac._gram(rows, 5)
+    assert torch.allclose(gram, torch.einsum("ni,nj->ij", rows, rows) / 5, rtol=1e-12, atol=1e-12)
+    assert torch.equal(gram, gram.T)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")

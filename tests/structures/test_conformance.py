@@ -22,6 +22,7 @@ from natgrad_lab.structures import (
     DenseRows,
     Diagonal,
     EigenKronecker,
+    FormedKroneckerInverse,
     Gram,
     Inverse,
     KhatriRaoRows,
@@ -146,6 +147,10 @@ def kronecker_inverse(G, A, dampings=(0.5, 0.25)):
     return lambda t: KroneckerInverse(t(left), t(right), t(np.array(dampings))), twin
 
 
+def formed_inverse(G, A, dampings=(0.5, 0.25)):
+    return lambda t: FormedKroneckerInverse(t(G), t(A), t(np.array(dampings))), np.kron(G, A)
+
+
 TABLE = {  # r rounds to the dtype under test
     "dense": lambda r: dense(r(psd(1, 2, 3, 4, 5))),
     "dense 1x1": lambda r: dense(r(np.array([[2.5]]))),
@@ -205,6 +210,7 @@ TABLE = {  # r rounds to the dtype under test
     "inverse of a kronecker": lambda r: inverse(kronecker(r(psd(1, 2, 3)), r(psd(0.5, 4)))),
     "inverse of a chain": lambda r: inverse(chain_of(r, (normal(9, 2), normal(9, 2)), (normal(8, 3), normal(8, 2)))),
     "kronecker inverse": lambda r: kronecker_inverse(normal(3, 3), normal(2, 2)),
+    "formed kronecker inverse": lambda r: formed_inverse(r(psd(1, 2, 3)), r(psd(0.5, 4))),
     "kronecker inverse 1x1": lambda r: kronecker_inverse(normal(1, 1), normal(1, 1)),
     "gram rows < P": lambda r: gram(khatri_rao(r(normal(3, 4)), r(normal(2, 3, 2)))),
     "gram rows > P": lambda r: gram(khatri_rao(r(normal(6, 2)), r(normal(3, 6, 2)))),

@@ -1,0 +1,34 @@
+"""Rounds and ratios, by a clock that stands still between cases."""
+
+import pytest
+import torch
+
+from natgrad_lab.bench import timing
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cases(monkeypatch):
+    """Cases that take 1, 3 and 50 seconds of a made-up clock."""
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def lasting(seconds):
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+
+    return {"yardstick": lasting(1.0), "quick": lasting(3.0), "slow": lasting(50.0)}
+
+
+@pytest.mark.parametrize("budget, rounds", [(float("inf"), (9, 9, 9)), (12.0, (9, 3, 1)), (0.5, (9, 1, 1))])
+def test_slow_cases_sit_out_once_their_time_is_spent(cases, budget, rounds):
+    """The untimed round counts as spent; every case is timed once at least, the yardstick always."""
+    measured = timing.interleaved(cases, 9, CPU, budget)
+    assert tuple(map(len, measured.values())) == rounds
+    assert [set(seconds) for seconds in measured.values()] == [{1.0}, {3.0}, {50.0}]
+
+
+def test_ratios_are_of_the_same_rounds():
+    measured = {"yardstick": [1.0, 1.0, 10.0, 10.0], "slow": [4.0, 4.0], "all": [2.0, 2.0, 20.0, 20.0]}
+    rows = timing.table("t", CPU, 1, measured, {"slow": "left out"}).rows
+    assert [(row.ratio, row.rounds, row.note) for row in rows] == [(1.0, 4, ""), (4.0, 2, "left out"), (2.0, 4, "")]
