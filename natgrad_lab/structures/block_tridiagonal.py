@@ -225,7 +225,11 @@ class DampedChain(BlockTridiagonalInverse):
     @cached_property
     def _decomposed(self) -> BlockTridiagonalInverse:
         """The chain in float64, decomposed; refused where rounding of the factors exceeds what was added."""
-        wide = BlockTridiagonalInverse(*(tuple(t.double() for t in part) for part in self._factors))
+        squares, crosses = (self.left, self.right), (self.left_cross, self.right_cross)
+        wide = BlockTridiagonalInverse(
+            *(tuple(symmetrize(t.double()) for t in part) for part in squares),  # symmetric to rounding of their dtype only
+            *(tuple(t.double() for t in part) for part in crosses),
+        )
         try:
             for remainder in wide._remainders:
                 remainder._scale  # noqa: B018  (decomposed now, so that the error is this one)
@@ -235,10 +239,6 @@ class DampedChain(BlockTridiagonalInverse):
                 f"damping, or use float64. ({error})"
             ) from error
         return wide
-
-    @property
-    def _factors(self) -> tuple[tuple[Tensor, ...], ...]:
-        return self.left, self.right, self.left_cross, self.right_cross
 
     @cached_property
     def _regressions(self) -> list[tuple[Tensor, Tensor]]:

@@ -756,13 +756,14 @@ def test_a_damped_chain_in_float32_solves_where_its_decomposition_alone_could_no
     case = random_case((40, 8, 3), num_examples=30)  # fewer examples than inputs: A of the first layer is singular
     found = fisher.block_tridiagonal_fisher(*case.data)
     damping = 1e-10  # the smallest eigenvalue of a factor is 2e-5 of the largest; ten rounding levels are 5e-5
-    damped = tridiagonal_tikhonov(found.map(Tensor.float), damping)
+    noise = lambda t: 1e-7 * torch.rand_like(t) * t.abs().max()  # noqa: E731  (symmetric to rounding of float32 only)
+    damped = tridiagonal_tikhonov(found.map(lambda t: (t + noise(t)).float()), damping)
     unknowing = BlockTridiagonalInverse(damped.left, damped.right, damped.left_cross, damped.right_cross)
     with pytest.raises(NotPositiveDefiniteError, match="singular to working precision"):
         unknowing.solve(torch.ones(found.dim, dtype=torch.float32))
     g = torch.randn(found.dim)
     exact = tridiagonal_tikhonov(found, damping)
-    assert off(damped.solve(g.float()).double(), exact.solve(g)) < 6e-3  # rounding of float32 over 2e-5
+    assert off(damped.solve(g.float()).double(), exact.solve(g)) < 1e-2  # rounding of float32 and that noise, over 2e-5
     assert off(from_state(damped.state()).solve(g.float()), damped.solve(g.float())) == 0
 
 
