@@ -6,7 +6,7 @@ function render({ el }) {
   let root = null;
   const claim = (event) => event.target.matches(OWN_KEYS) && event.target.setAttribute("data-lm-suppress-shortcuts", "true");
   const attach = () => {
-    root = el.closest(".natgrad-card");
+    root = el.closest(".natgrad-card, .natgrad-panel");
     root?.addEventListener("focusin", claim);
     return root !== null;
   };

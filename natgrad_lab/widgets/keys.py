@@ -1,4 +1,4 @@
-"""Arrow keys for the menus and choices of a card: without this JupyterLab takes them to move between cells."""
+"""Arrow keys for the menus and choices of a card or panel: without this JupyterLab takes them to move between cells."""
 
 import anywidget
 
@@ -6,6 +6,6 @@ from natgrad_lab.widgets.view import source
 
 
 class Keys(anywidget.AnyWidget):
-    """Invisible; stands anywhere in an element of the class natgrad-card."""
+    """Invisible; stands anywhere in an element of the class natgrad-card or natgrad-panel."""
 
     _esm = source("keys.js")

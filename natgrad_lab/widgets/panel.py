@@ -22,6 +22,7 @@ from natgrad_lab.widgets.controls import Controls, default_of, uses_damping
 from natgrad_lab.widgets.curves import PlotView
 from natgrad_lab.widgets.guard import guarded
 from natgrad_lab.widgets.heatmap import HeatmapCanvas, with_png
+from natgrad_lab.widgets.keys import Keys
 from natgrad_lab.widgets.state import WHOLE, picture_choices
 from natgrad_lab.widgets.training import TrainingProblem, begin_config, begin_model
 
@@ -68,7 +69,7 @@ class TrainingPanel(ipw.VBox):
         right = ipw.VBox([self.spectrum, self.loss], layout={"flex": "1 1 300px", "min_width": "0"})
         left = ipw.VBox([self.heat], layout={"flex": "0 1 450px", "min_width": "0"})
         views = ipw.HBox([left, right], layout={"flex_flow": "row wrap", "grid_gap": "8px 16px"})
-        super().__init__([self.controls, self.headline, self.status, self.error, views])
+        super().__init__([Keys(), self.controls, self.headline, self.status, self.error, views])
         self.add_class("natgrad-panel")
         self.run = LiveRun(
             TrainingProblem(begin, probe_size=probe_size), choices, name=name, max_fps=max_fps, owner=self,

@@ -241,3 +241,17 @@ def test_nothing_sticks_out(panel, theme):
                 assert inner["x"] + inner["width"] <= box["x"] + box["width"] + 1, (selector, width)
     assert_clean(book)
     book.command("apputils:change-theme", theme="JupyterLab Light")  # the server keeps it
+
+
+def test_menus_have_their_arrow_keys(panel):
+    """JupyterLab takes arrow keys for moving between cells; a menu of the panel keeps them."""
+    book = panel()
+    menu = book.page.locator(".natgrad-controls select").first
+    before = menu.evaluate("node => node.selectedIndex")
+    menu.focus()
+    book.page.keyboard.press("ArrowDown")
+    book.page.wait_for_function(
+        "before => document.querySelector('.natgrad-controls select').selectedIndex === before + 1", arg=before, timeout=10_000
+    )
+    assert menu.evaluate("node => node === document.activeElement"), "the focus stays on the menu"
+    assert_clean(book)

@@ -232,8 +232,8 @@ def test_students_notebooks_are_run_as_they_are_and_keep_no_outputs(tmp_path, mo
         if len(ran) == 2:
             raise RuntimeError("a cell failed.")
 
-    monkeypatch.setattr("natgrad_lab.classroom.build.execute", execute)
-    (path,) = build_student(tmp_path, ["03"], run=True)
+    monkeypatch.setattr(building, "execute", execute)
+    (path,) = building.build_student(tmp_path, ["03"], run=True)
     assert ran == [(tmp_path, True)] and "spoilt" not in path.read_text(encoding="utf-8")
     with pytest.raises(RuntimeError, match="03_exact_natural_gradient.ipynb: a cell failed"):
-        build_student(tmp_path, ["03"], run=True)
+        building.build_student(tmp_path, ["03"], run=True)
