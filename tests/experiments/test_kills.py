@@ -17,7 +17,7 @@ from natgrad_lab.optimizers import METHODS
 
 SOAK = int(os.environ.get("NATGRAD_KILLS", "0"))
 KILLS = SOAK or 5
-FEW = [name for name in ("momentum", "kfac", "kfac_adaptive", "ekfac", "prong") if name in METHODS]
+FEW = [name for name in ("momentum", "adam", "exact_ngd", "kfac", "kfac_adaptive", "ekfac", "prong") if name in METHODS]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which Windows has not")
 
 
