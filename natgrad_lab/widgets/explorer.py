@@ -251,7 +251,7 @@ class FisherExplorer(anywidget.AnyWidget):
             with self._ready:
                 if rest and epoch == self._epoch:
                     self._wanted[view] = rest
-        headers, buffers = self._packed(seen, dict.fromkeys(tiles))
+        headers, buffers = self._packed(seen, tiles)
         about = seen.about() if self._rearranged else None
         told = self._limits_now if about is None else self._limits_of  # other coordinates have other limits, at once
         limits = told(seen, epoch, {each[0] for asked in shown.values() for each in asked} & set(seen.sources))
@@ -296,11 +296,18 @@ class FisherExplorer(anywidget.AnyWidget):
 
     @staticmethod
     def _packed(seen: Explorer, tiles: Iterable[tuple]) -> tuple[list[tuple], list[bytes]]:
-        """[(source, reduce, level, row, column, rows, columns), ...] and one buffer with all of their values in that order."""
-        headers, values = [], []
-        for source, level, reduce, row, column in tiles:
+        """[(source, reduce, level, row, column, rows, columns, both), ...] and one buffer with their values in that order.
+
+        Matrices are symmetric: of a tile and its mirror image the first is sent, marked `both`.
+        """
+        headers, values, asked, sent = [], [], dict.fromkeys(tiles), set()
+        for source, level, reduce, row, column in asked:
+            if (source, level, reduce, column, row) in sent:
+                continue
+            sent.add((source, level, reduce, row, column))
             tile = seen.tile(source, level, row, column, reduce)
-            headers.append((source, reduce, level, row, column, *tile.shape))
+            both = row != column and (source, level, reduce, column, row) in asked
+            headers.append((source, reduce, level, row, column, *tile.shape, both))
             values.append(tile.tobytes())
         return headers, [b"".join(values)]
 

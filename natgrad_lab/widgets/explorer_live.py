@@ -155,14 +155,14 @@ class LiveExplorer(FisherExplorer):
     _live, _ahead, _diverged = True, 1, False
 
     def _is_behind(self) -> bool:
-        """Whether some page has as many matrices still to paint as it paints between two answers, and one more."""
+        """Whether some page has two matrices still to paint, or twice as many as it painted between two answers."""
         return self._follows and bool(self._wanted) and self._painted < self._epoch - self._ahead
 
     def _answer(self, kind: str, message: dict) -> None:
         super()._answer(kind, message)
         if kind == "painted":
             self._painted = max(self._painted, int(message["epoch"]))
-            self._ahead = min(max(1, int(message.get("count", 1))), _MOST_AHEAD)
+            self._ahead = min(max(1, 2 * int(message.get("count", 1)) - 1), _MOST_AHEAD)
         if kind == "time":
             self.show_snapshot(int(message["at"]))
 

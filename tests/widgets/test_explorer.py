@@ -47,9 +47,14 @@ def tiles_of(page, view, kind="tiles"):
     for content, buffers in page.sent(view, kind):
         start, values = 0, np.frombuffer(buffers[0], np.float32)
         for tile in content["tiles"]:
-            place = dict(zip(("source", "reduce", "level", "row", "column", "rows", "columns"), tile, strict=True))
+            place = dict(zip(("source", "reduce", "level", "row", "column", "rows", "columns", "both"), tile, strict=True))
             stop = start + place["rows"] * place["columns"]
-            found.append((place | {"epoch": content["epoch"]}, values[start:stop]))
+            place["epoch"] = content["epoch"]
+            found.append((place, values[start:stop]))
+            if place["both"]:
+                mirror = {"row": place["column"], "column": place["row"], "rows": place["columns"], "columns": place["rows"]}
+                mirrored = values[start:stop].reshape(place["rows"], place["columns"]).T.ravel()
+                found.append((place | mirror, mirrored))
             start = stop
         assert start == len(values)
     return found
@@ -77,7 +82,11 @@ def test_every_tile_asked_for_comes_and_is_right(page, view):
     for content, values in tiles_of(page, view):
         rows, columns = (slice(64 * content[axis], 64 * content[axis] + 64) for axis in ("row", "column"))
         np.testing.assert_allclose(values.reshape(content["rows"], content["columns"]), dense[rows, columns], rtol=1e-6)
-    assert [[c["row"], c["column"]] for c, _ in tiles_of(page, view)] == wanted, "in the order asked for: the middle first"
+    places = [[c["row"], c["column"]] for c, _ in tiles_of(page, view)]
+    assert sorted(places) == wanted
+    upper = [[i, j] for i, j in wanted if i <= j]
+    assert [place for place in places if place in upper] == upper, "in the order asked for: the middle first"
+    assert [len(content["tiles"]) for content, _ in page.sent(view, "tiles")] == [6], "mirror images are not sent"
 
 
 def test_a_newer_question_goes_first_and_what_it_replaced_can_be_asked_again(page, view, monkeypatch):
@@ -285,7 +294,7 @@ def test_the_page_says_how_many_frames_it_paints_between_two_answers(page, train
     page.tell(view, type="painted", epoch=0, count=1)
     assert frames_before_it_waits() == 2
     page.tell(view, type="painted", epoch=view._epoch, count=4)
-    assert frames_before_it_waits() == 5
+    assert frames_before_it_waits() == 8
     page.tell(view, type="painted", epoch=view._epoch, count=1)
     assert frames_before_it_waits() == 2
 

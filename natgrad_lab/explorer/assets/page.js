@@ -12,9 +12,7 @@ function kept({ source, reduce, level, i, j }) {
   const [rows, columns] = [up, down].map((n) => Math.min(given.about.tile, given.counts[level] - n * given.about.tile));
   const values = new Float32Array(bytesOfText(text).buffer);
   if (i <= j) return { rows, columns, values };
-  const turned = new Float32Array(values.length);
-  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) turned[c * rows + r] = values[r * columns + c];
-  return { rows: columns, columns: rows, values: turned };
+  return { rows: columns, columns: rows, values: turned(values, rows, columns) };
 }
 
 const viewer = createViewer(document.getElementById("viewer"), { ...given.about, scales: ["log", "magnitude", "signedlog", "signed"] }, tables, {

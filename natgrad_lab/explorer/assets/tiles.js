@@ -37,3 +37,10 @@ function createTiles() {
     },
   };
 }
+
+// A tile's mirror image.
+function turned(values, rows, columns) {
+  const out = new Float32Array(values.length);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) out[c * rows + r] = values[r * columns + c];
+  return out;
+}

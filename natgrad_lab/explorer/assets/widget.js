@@ -1,4 +1,4 @@
-const ANSWER_EVERY = 250; // ms
+const ANSWER_EVERY = 400; // ms
 
 // The kernel's tiles: asked for as the view moves, taken whenever they come; those of an older matrix are dropped.
 export default {
@@ -50,13 +50,18 @@ export default {
 
     const placesOf = (buffer) => (buffer ? new Int32Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength)) : null);
 
-    // All tiles of a message are one buffer, in the order of the list.
+    // All tiles of a message are one buffer, in the order of the list; of two that mirror each other one is sent.
     function take({ tiles }, [{ buffer, byteOffset, byteLength }]) {
-      const bytes = buffer.slice(byteOffset, byteOffset + byteLength); // aligned for floats
+      const isAligned = byteOffset % 4 === 0;
+      const values = isAligned
+        ? new Float32Array(buffer, byteOffset, byteLength / 4)
+        : new Float32Array(buffer.slice(byteOffset, byteOffset + byteLength));
       let start = 0;
-      for (const [source, reduce, level, i, j, rows, columns] of tiles) {
-        viewer.receive({ source, reduce, level, i, j }, rows, columns, new Float32Array(bytes, start, rows * columns));
-        start += 4 * rows * columns;
+      for (const [source, reduce, level, i, j, rows, columns, isBoth] of tiles) {
+        const own = values.subarray(start, start + rows * columns);
+        viewer.receive({ source, reduce, level, i, j }, rows, columns, own);
+        if (isBoth) viewer.receive({ source, reduce, level, i: j, j: i }, columns, rows, turned(own, rows, columns));
+        start += rows * columns;
       }
       root.dataset.tiles = Number(root.dataset.tiles || 0) + tiles.length;
     }
