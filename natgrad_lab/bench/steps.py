@@ -81,7 +81,7 @@ def step(
 
     K-FAC is timed with factors and inverses every step (monte_carlo, the default; exact scores beside it), and amortized:
     factors every step and inverses every 20, then both every 20. A method that has taken 4 seconds sits out the rounds that
-    remain; its row says how many it was in.
+    remain; its row says so, and how many rounds were timed (the first one, cold, where it took them all).
     """
     with threads_of(threads):
         where = find_device(device)

@@ -46,10 +46,10 @@ class BenchTable:
 def interleaved(
     cases: dict[str, Callable[[], object]], rounds: int, device: torch.device, budget: float = math.inf
 ) -> dict[str, list[float]]:
-    """Seconds of every case in every round; one untimed round first.
+    """Seconds of every case in every round; one round that does not count first.
 
-    Args: budget: a case, other than the first, that has taken so many seconds is left out of the rounds that remain. It is
-        timed once at least.
+    Args: budget: a case, other than the first, that has taken so many seconds is left out of the rounds that remain. Where the
+        round that does not count takes them all, it counts, alone.
     """
     times: dict[str, list[float]] = {case: [] for case in cases}
     spent, yardstick = dict.fromkeys(cases, 0.0), next(iter(cases))
@@ -63,7 +63,7 @@ def interleaved(
             wait(device)
             seconds = time.perf_counter() - started
             spent[case] += seconds
-            if turn:
+            if turn or (seconds >= budget and case != yardstick):
                 times[case].append(seconds)
     return times
 

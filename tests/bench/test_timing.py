@@ -15,15 +15,21 @@ def cases(monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     def lasting(seconds):
-        return lambda: clock.__setitem__(0, clock[0] + seconds)
+        def work():
+            clock[0] += seconds
+            work.calls += 1
+
+        work.calls = 0
+        return work
 
     return {"yardstick": lasting(1.0), "quick": lasting(3.0), "slow": lasting(50.0)}
 
 
 @pytest.mark.parametrize("budget, rounds", [(float("inf"), (9, 9, 9)), (12.0, (9, 3, 1)), (0.5, (9, 1, 1))])
 def test_slow_cases_sit_out_once_their_time_is_spent(cases, budget, rounds):
-    """The untimed round counts as spent; every case is timed once at least, the yardstick always."""
+    """The round that does not count is spent too; every case is timed once at least, the yardstick always."""
     measured = timing.interleaved(cases, 9, CPU, budget)
+    assert cases["slow"].calls == {float("inf"): 10, 12.0: 1, 0.5: 1}[budget]
     assert tuple(map(len, measured.values())) == rounds
     assert [set(seconds) for seconds in measured.values()] == [{1.0}, {3.0}, {50.0}]
 
