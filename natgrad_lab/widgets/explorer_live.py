@@ -21,6 +21,7 @@ from natgrad_lab.widgets.explorer import FisherExplorer
 
 _PATIENCE = 2.0  # seconds to wait for a page that does not answer
 _MOST_AHEAD = 8  # matrices on their way to a page
+_REST = 0.5  # of the time of a look: as long at least the training goes on before the next
 _YIELD = 0.1  # seconds, at most, that the training waits for a frame: two threads at once take longer than one by one
 
 
@@ -70,8 +71,8 @@ class LiveExplorer(FisherExplorer):
         for step in ...:  # your loop
             view.update(f"step {step}")
 
-    `update` looks at the model at most every `pace` seconds, and not before the page has painted what it was sent (a page that
-    does not answer is waited for 2 seconds); otherwise it returns at once. Earlier moments stay within
+    `update` looks at the model at most every `pace` seconds, in two thirds of the time at most, and not before the page has
+    painted what it was sent (a page that does not answer is waited for 2 seconds); otherwise it returns at once. Earlier moments stay within
     `snapshot_budget` bytes, thinned evenly; the slider goes back to them, and at its right end the view follows again.
     Cost: of an update that looks: one pass through the network, and the tiles of the view.
     """
@@ -101,7 +102,7 @@ class LiveExplorer(FisherExplorer):
         self._looking, self._arrangement = threading.Lock(), Arrangement()
         snapshot = self._look("start", verify=True)
         self._past.append(snapshot)
-        self._looked = clock()
+        self._looked = (clock(),) * 2  # when the last look began and ended
         super().__init__(self._open(snapshot), state=state or {})
 
     @property
@@ -115,14 +116,17 @@ class LiveExplorer(FisherExplorer):
         Nothing of the model changes, its random numbers and gradients included. Of a model that has diverged (NaN, infinity)
         the page and one NumericalWarning say so, and the last finite moment stays.
         """
-        waited = self._clock() - self._looked
-        if not now and (waited < self._pace or (self._is_behind() and waited < _PATIENCE)):
+        began = self._clock()
+        waited, rested = began - self._looked[0], began - self._looked[1]
+        is_early = waited < self._pace or rested < _REST * (self._looked[1] - self._looked[0])
+        if not now and (is_early or (self._is_behind() and waited < _PATIENCE)):
             return False
         with self._looking:
             try:
                 snapshot = self._look(text, verify=False)
             except NonFiniteError as error:  # who looks on does not stop the training
                 self._tell_divergence(f"{text}: {error}" if text else str(error))
+                self._looked = began, self._clock()
                 return False
             with self._ready:
                 self._past.append(snapshot)
@@ -133,12 +137,11 @@ class LiveExplorer(FisherExplorer):
                     self._ready.wait_for(lambda: self._framed >= self._epoch or not self._wanted, _YIELD)
                 else:
                     self._tell_time()
-            self._looked = self._clock()
+            self._looked = began, self._clock()
         return True
 
     def _tell_divergence(self, text: str) -> None:
         """On the page, and once as a warning; what was shown stays."""
-        self._looked = self._clock()
         self._to_page({"type": "problem", "text": text, "dear": False})
         if not self._diverged:
             warnings.warn(f"the explorer stays at the last finite moment. {text}", NumericalWarning, stacklevel=3)
@@ -155,14 +158,14 @@ class LiveExplorer(FisherExplorer):
     _live, _ahead, _diverged = True, 1, False
 
     def _is_behind(self) -> bool:
-        """Whether some page has two matrices still to paint, or twice as many as it painted between two answers."""
+        """Whether some page has as many matrices still to paint as it said it can take before its next answer, and one more."""
         return self._follows and bool(self._wanted) and self._painted < self._epoch - self._ahead
 
     def _answer(self, kind: str, message: dict) -> None:
         super()._answer(kind, message)
         if kind == "painted":
             self._painted = max(self._painted, int(message["epoch"]))
-            self._ahead = min(max(1, 2 * int(message.get("count", 1)) - 1), _MOST_AHEAD)
+            self._ahead = min(max(1, int(message.get("ahead", 1))), _MOST_AHEAD)
         if kind == "time":
             self.show_snapshot(int(message["at"]))
 

@@ -279,7 +279,7 @@ def test_a_training_that_diverges_is_told_and_goes_on(page, training):
     assert [each.text for each in view.snapshots] == ["start"] and bool(view.explorer.overview()[1].max() > 0)
 
 
-def test_the_page_says_how_many_frames_it_paints_between_two_answers(page, training):
+def test_the_page_says_how_many_frames_may_be_on_their_way(page, training):
     model, view, clock = training
     page.ready(view)
 
@@ -288,14 +288,13 @@ def test_the_page_says_how_many_frames_it_paints_between_two_answers(page, train
         count = 0
         while view.update(str(count)):
             clock.now, count = clock.now + 1.0, count + 1
-            view._looked = clock.now - 1.0
         return count
 
-    page.tell(view, type="painted", epoch=0, count=1)
+    page.tell(view, type="painted", epoch=0, ahead=1)
     assert frames_before_it_waits() == 2
-    page.tell(view, type="painted", epoch=view._epoch, count=4)
-    assert frames_before_it_waits() == 8
-    page.tell(view, type="painted", epoch=view._epoch, count=1)
+    page.tell(view, type="painted", epoch=view._epoch, ahead=4)
+    assert frames_before_it_waits() == 5
+    page.tell(view, type="painted", epoch=view._epoch, ahead=1)
     assert frames_before_it_waits() == 2
 
 
@@ -319,3 +318,19 @@ def test_an_error_of_one_matrix_does_not_keep_back_the_other(page, view):
     page.tell(view, type="tiles", epoch=0, wanted=[["no such", "entries", 0, 0, 0], ["exact", "entries", 0, 0, 0]])
     wait_for(lambda: page.sent(view, "problem") and tiles_of(page, view))
     assert [content["source"] for content, _ in tiles_of(page, view)] == ["exact"]
+
+
+def test_the_training_goes_on_between_two_looks_that_take_long(page, training):
+    model, view, clock = training
+    quick = view._look
+
+    def slow(*arguments, **choices):
+        clock.now += 6.0
+        return quick(*arguments, **choices)
+
+    view._look, clock.now = slow, 1.5
+    assert view.update("step 1") and clock.now == 7.5
+    clock.now = 10.4
+    assert not view.update("a look takes 6 s, so the training has 3")
+    clock.now = 10.5
+    assert view.update("step 2")

@@ -1,6 +1,7 @@
 // The zoomable matrix, or two of them side by side: the state, and what happens when it or the matrix changes.
 // `host.request(tiles, shown)` asks for tiles; whoever has one calls viewer.receive, in any order, at any time.
-const EACH = 1000; // ms between two spectra of a training
+const EACH = 1000; // ms between two spectra of a training, or ten times what one takes, but
+const MOST_EACH = 10000; // at most this
 const SLOW = 500; // ms after which the reader is told that something is computed
 const SILENT = 10000; // ms after which the kernel may have stopped
 const AGAIN = 4000; // ms after which what did not come is asked for again
@@ -45,7 +46,7 @@ function createViewer(root, about, tables, host) {
   const panel = createPanel(side, make, damp);
 
   let [queued, asked, askedAt, drawn, complete] = [false, "", 0, 0, -1];
-  let [analysed, analysedAt, damping, waitingSince] = [-1, -Infinity, 0, null];
+  let [analysed, analysedAt, analysisTook, damping, waitingSince] = [-1, -Infinity, 0, 0, null];
   const shades = new Map();
 
   // ---- colours
@@ -155,7 +156,7 @@ function createViewer(root, about, tables, host) {
 
   function analyse() {
     if (!host.analyse || analysed === about.epoch) return;
-    const wait = analysedAt + (about.live ? EACH : 0) - performance.now();
+    const wait = analysedAt + (about.live ? Math.max(EACH, 10 * analysisTook) : 0) - performance.now();
     if (wait > 0) return void setTimeout(redraw, wait + 10);
     [analysed, analysedAt] = [about.epoch, performance.now()];
     host.analyse();
@@ -255,7 +256,10 @@ function createViewer(root, about, tables, host) {
       core.cursor = null;
       recolour();
     },
-    analysed: panel.take,
+    analysed(analysis) {
+      analysisTook = Math.min(performance.now() - analysedAt, MOST_EACH / 10);
+      panel.take(analysis);
+    },
     receive(place, rows, columns, values) {
       core.tiles.put(place, { values, rows, columns, epoch: about.epoch, shade: null, colours: null });
       core.arrived++;

@@ -1,4 +1,5 @@
 const ANSWER_EVERY = 400; // ms
+const MOST_AHEAD = 8; // frames on their way
 
 // The kernel's tiles: asked for as the view moves, taken whenever they come; those of an older matrix are dropped.
 export default {
@@ -16,7 +17,7 @@ export default {
     el.appendChild(slider);
     let viewer = null;
     let epoch = -1;
-    let [saving, resting, painted] = [0, 0, []];
+    let [saving, resting, newest, took, receivedAt] = [0, 0, null, 0, 0];
 
     function begin(message, buffers) {
       epoch = message.epoch;
@@ -35,7 +36,7 @@ export default {
         arrange: (change) => send({ type: "arrange", ...change }),
         analyse: () => send({ type: "analysis" }),
         save: (region) => send({ type: "region", ...region }),
-        painted: acknowledge,
+        painted,
         moved(state) {
           clearTimeout(saving);
           saving = setTimeout(() => {
@@ -66,15 +67,18 @@ export default {
       root.dataset.tiles = Number(root.dataset.tiles || 0) + tiles.length;
     }
 
-    // Every message to the kernel makes JupyterLab redraw its toolbar and status twice, so a few frames share an answer.
-    function acknowledge(which) {
-      painted.push(which);
-      if (resting) return;
-      send({ type: "painted", epoch: painted[painted.length - 1], count: painted.length });
-      painted = [];
+    // Every message to the kernel makes JupyterLab redraw its toolbar and status twice, so a few frames share an answer,
+    // which says how many may be on their way until the next one.
+    function painted(which) {
+      [newest, took] = [which, performance.now() - receivedAt];
+      if (!resting) answer();
+    }
+    function answer() {
+      send({ type: "painted", epoch: newest, ahead: Math.max(1, Math.min(MOST_AHEAD, Math.round(ANSWER_EVERY / took))) });
+      newest = null;
       resting = setTimeout(() => {
         resting = 0;
-        if (painted.length) acknowledge(painted.pop());
+        if (newest !== null) answer();
       }, ANSWER_EVERY);
     }
 
@@ -94,7 +98,7 @@ export default {
       },
       frame(message, buffers) {
         if (!viewer || message.epoch < epoch) return;
-        epoch = message.epoch;
+        [epoch, receivedAt] = [message.epoch, performance.now()];
         if (message.about) viewer.rearrange(message.about, placesOf(buffers[1]));
         if (message.times) tellTime(message.times);
         viewer.renew(epoch, message.limits);
