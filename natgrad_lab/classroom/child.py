@@ -42,15 +42,18 @@ def main(text: str) -> None:
 
 
 def warm_up() -> None:
-    """Load what answers use, so that a fork has it: torch, numpy, the library but for the exercises."""
+    """Load what answers use, so that a fork has it: torch, numpy, the library, the lessons' cards, never the exercises."""
     sys.dont_write_bytecode = True
     import torch
 
-    import natgrad_lab.classroom.session  # noqa: F401
-    import natgrad_lab.fisher
-    import natgrad_lab.likelihoods
-    import natgrad_lab.models  # noqa: F401
+    import natgrad_lab.classroom.session
+    import natgrad_lab.experiments  # noqa: F401
+    from natgrad_lab.course.lessons import lesson_modules
 
+    try:
+        lesson_modules("cards")  # lessons use their functions: 4 seconds, behind the wall a multiple
+    except ImportError:  # plotly is not everywhere
+        pass
     torch.set_num_threads(1)
     torch.linalg.solve(torch.eye(2), torch.ones(2))  # LAPACK is loaded at its first use
     torch.func.vmap(torch.sin)(torch.ones(2))

@@ -101,8 +101,7 @@ def grade(submission: Submission, sandbox: Sandbox, settings: Settings) -> Recor
     started, verdicts = time.perf_counter(), []
     asked = chosen(settings.lessons)
     with sandbox.open(submission.files, [exercise.name for exercise in asked]) as session:
-        if submission.files:
-            session.load()
+        is_read = bool(submission.files) and session.load()
         remarks = list(submission.remarks)
         for exercise in asked:
             state = session.found.get(exercise.name, {"is": "missing"})
@@ -117,7 +116,7 @@ def grade(submission: Submission, sandbox: Sandbox, settings: Settings) -> Recor
                 failed = (("all", key if key in ("not_written", "missing") else "broken", state.get("evidence", "")),)
                 verdicts.append(Verdict(exercise.key, exercise.name, 0, exercise.points, failed, exercise.read))
         remarks += [remark for remark in session.remarks if remark not in remarks]
-    if submission.files and all(v.failed and v.failed[0][1] == "missing" for v in verdicts):
+    if is_read and all(v.failed and v.failed[0][1] == "missing" for v in verdicts):
         remarks.append("none of the exercises' functions was found: is it the right file?")
     words = tuple(remarks)
     seconds = round(time.perf_counter() - started, 3)

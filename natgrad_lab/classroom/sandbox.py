@@ -175,13 +175,15 @@ class Session:
     def __exit__(self, *_):
         self.close()
 
-    def load(self) -> None:
-        """Read the definitions in the child; on failure `found` is empty and a remark says why."""
+    def load(self) -> bool:
+        """Read the definitions in the child; on failure `found` is empty, a remark says why, and it returns False."""
         self.begin()
         try:
             self._revive()
         except Mistake as mistake:
             self._remark(f"reading the definitions failed: {mistakes()[mistake.key]} {mistake.evidence}".strip())
+            return False
+        return True
 
     def begin(self) -> None:
         """A new exercise: its time starts anew, and a child that died in the last one is replaced."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-8  # relative to the norm of the right result: float64, small instances with condition numbers up to 1e6
+DIGITS = 1e-5  # closer than this, the formula is right and digits were lost: float32 has a relative rounding of 6e-8
 FIT = 1e-6  # a result counts as "the right one times r" if what remains is smaller than this
 
 
@@ -68,6 +69,8 @@ def expect(
         raise Mistake("not_finite", about.strip())
     if _near(got, want, tolerance):
         return
+    if _near(got, want, DIGITS):
+        raise Mistake("digits", f"relative error {float((got - want).norm() / want.norm()):.1g}{about}")
     for key, value in (suspects or {}).items():
         suspect = as_tensor(value)
         if suspect.shape == got.shape and not _near(suspect, want, tolerance) and _near(got, suspect, FIT):

@@ -42,6 +42,7 @@ GENERAL = {
     "kind": "It returned something that is not a number or an array of numbers.",
     "shape": "The result has the wrong shape.",
     "not_finite": "The result holds NaN or infinity.",
+    "digits": "Right to a few digits only: float32 on the way, a difference quotient, or an explicit inverse.",
     "transposed": "The result is the transpose of the right one.",
     "scaled": "The result is the right one times a constant.",
     "sign": "The result has the wrong sign.",

@@ -28,7 +28,9 @@ EPSILON = 0.05
 def _layer(generator: torch.Generator, examples: int = 11, width: int = 4, out: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     """W (out, width), b (out,), inputs a (examples, width), correlated and far from mean 0."""
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    a = normal(examples, width) @ normal(width, width) + 2 * normal(width)
+    left, _, right = torch.linalg.svd(normal(width, width))
+    mixing = left * torch.linspace(2, 0.5, width, dtype=torch.float64) @ right  # of condition 4: without ε nothing else helps
+    a = normal(examples, width) @ mixing + 2 * normal(width)
     return normal(out, width), normal(out), a
 
 
