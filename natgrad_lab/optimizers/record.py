@@ -16,7 +16,8 @@ class StepRecord:
         lr, damping: as used in this step.
         predicted_decrease: of the objective (the loss, and the l2 term where there is one), by the quadratic model with the
             method's own Fisher and without damping: −(gᵀδ + ½ δᵀFδ).
-        kl: ½ δᵀFδ with the method's own Fisher, the KL moved to second order.
+        kl: ½ δᵀFδ with the method's own Fisher, the KL moved to second order. It is the newest Fisher, also where the inverse
+            that made δ is of an older one.
         seconds: wall time of the step; `phases` splits it (pass, fisher, solve, update).
         status: "ok", or "diverged" / "failed", in which case the parameters were left alone and `message` says why.
         actual_decrease: of the objective on the step's own batch, before minus after; where it was computed.
