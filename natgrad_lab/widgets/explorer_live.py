@@ -72,8 +72,9 @@ class LiveExplorer(FisherExplorer):
             view.update(f"step {step}")
 
     `update` looks at the model at most every `pace` seconds, in two thirds of the time at most, and not before the page has
-    painted what it was sent (a page that does not answer is waited for 2 seconds); otherwise it returns at once. Earlier moments stay within
-    `snapshot_budget` bytes, thinned evenly; the slider goes back to them, and at its right end the view follows again.
+    painted what it was sent (a page that does not answer is waited for 2 seconds); otherwise it returns at once. Earlier
+    moments stay within `snapshot_budget` bytes, thinned evenly; the slider goes back to them, and at its right end the view
+    follows again.
     Cost: of an update that looks: one pass through the network, and the tiles of the view.
     """
 
