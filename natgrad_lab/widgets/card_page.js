@@ -218,7 +218,9 @@
         Object.assign(layout, { autosize: false, width: plot.clientWidth, height: state.height });
         const config = { displaylogo: false, showSendToCloud: false, responsive: false, displayModeBar: false };
         plot.style.height = `${state.height}px`;
-        return Plotly.react(plot, state.data.map(copy), forWidth(layout, plot.clientWidth), config).then(() => {
+        const figure = { data: state.data.map(copy), layout: forWidth(layout, plot.clientWidth) };
+        const themed = forTheme(figure, layout.font.color);
+        return Plotly.react(plot, themed.data, themed.layout, config).then(() => {
           plot.dataset.stamp = current.join("-");
           plot.dataset.drawn = Number(plot.dataset.drawn || 0) + 1;
         });

@@ -66,7 +66,8 @@ function render({ model, el }) {
     root.style.height = `${model.get("height")}px`;
     Object.assign(layout, { width: root.clientWidth || undefined, height: model.get("height") });
     const config = { displaylogo: false, showSendToCloud: false, responsive: false, displayModeBar: false };
-    await plotly.react(plot, figure.data, forWidth(layout, root.clientWidth), config);
+    const themed = forTheme({ data: figure.data, layout: forWidth(layout, root.clientWidth) }, colour);
+    await plotly.react(plot, themed.data, themed.layout, config);
   }
 
   flow.paint = async (header, buffers) => {

@@ -1,5 +1,7 @@
 """Cards on a page without a kernel, in a real Chromium: predict, move by keyboard, the numbers the card itself gives."""
 
+from dataclasses import replace
+
 import plotly.graph_objects as go
 import pytest
 
@@ -89,3 +91,29 @@ def test_what_a_page_does_not_hold_is_said(address, chromium):
         assert ("does not hold that combination" in note.inner_text()) == bool(number)
     assert root.locator("code").inner_text() == 'ng.widgets.card("partly:9-0")'
     page.close()
+
+
+def panels(result):
+    """Two panels side by side, with a nearly black line and a dark one."""
+    figure = go.Figure(layout=template())
+    for axis, colour in (("x", "#444444"), ("x2", "#332288")):
+        figure.add_scatter(x=[0, 1], y=[0, result["a"]], xaxis=axis, line={"color": colour})
+    return figure.update_layout(xaxis={"domain": [0, 0.4]}, xaxis2={"domain": [0.6, 1]})
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 420)])
+def test_panels_and_lines_can_be_seen(tmp_path, chromium, scheme, width):
+    """On a phone panels keep their width and scroll; on a dark page no line is nearly black."""
+    path = tmp_path / "panels.html"
+    path.write_text(card_page([replace(PARTLY, name="panels", draw=panels)]), encoding="utf-8")
+    page = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    page.goto(path.as_uri())
+    page.get_by_role("button", name="Show me").click()
+    page.locator("[data-drawn]").wait_for()
+    plot = page.locator(".natgrad-plot")
+    assert plot.evaluate("node => node.scrollWidth > node.clientWidth + 2") == (width == 420)
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    drawn = plot.evaluate("node => node.data.map((trace) => trace.line.color)")
+    text = plot.evaluate("node => getComputedStyle(node).color")
+    assert drawn == (["#444444", "#332288"] if scheme == "light" else [text, "#9d8df1"])
+    page.context.close()

@@ -172,7 +172,7 @@ def draw_sharing(result: dict) -> go.Figure:
                        name="error" if column == 1 else "efficiency",
                        marker={"color": [COLOURS[name] for name in names]}, text=[f"{value:.2f}" for value in values],
                        textposition="outside", cliponaxis=False)  # fmt: skip
-    figure.update_xaxes(title={"text": f"factors of the kernel's block, T = {result['positions']} places"})
+    figure.update_xaxes(title={"text": f"factors of the block, T = {result['positions']}"}, title_standoff=2)
     top = math.log10(max(error for error, _ in result["found"].values())) + 0.25
     figure.update_yaxes(type="log", range=[-1.5, max(0.3, top)], tickvals=TICKS, exponentformat="none",
                         title={"text": "‖approximation − exact‖ / ‖exact‖ (log)"}, row=1, col=1)  # fmt: skip
