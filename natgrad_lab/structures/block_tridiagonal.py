@@ -266,14 +266,15 @@ class KroneckerDifference:
 
     def root(self, x: Float[Tensor, "P *k"], transposed: bool = False) -> Float[Tensor, "P *k"]:
         """Q x or Qᵀ x, for a Q with QᵀQ = Σ⁻¹: (1 - s tᵀ)^-½ (K_A ⊗ K_B)ᵀ."""
-        (left, _, _), (right, _, _) = self._bases
+        (left, *_), (right, *_) = self._bases
         scale = self._scale.flatten().rsqrt()
         scale = scale if x.ndim == 1 else scale[:, None]
         return two_sided(left, scale * x, right) if transposed else scale * two_sided(left.mT, x, right.mT)
 
     def logdet(self) -> Float[Tensor, ""]:
         """log det Σ."""
-        return self.whole.logdet() + self._scale.log().sum()
+        (*_, left), (*_, right) = self._bases
+        return len(right) * left.log().sum() + len(left) * right.log().sum() + self._scale.log().sum()
 
     def to(self, dtype: torch.dtype) -> "KroneckerDifference":
         """The same in another precision: what was decomposed here is converted, not decomposed again."""
@@ -283,24 +284,26 @@ class KroneckerDifference:
         return found
 
     @cached_property
-    def _bases(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """K, s, and what rounding of A and C does to each entry of s, for both sides."""
+    def _bases(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For both sides K, s, what rounding of A and C does to each entry of s, and the eigenvalues of A."""
         bases = []
         for side in ("left", "right"):
             values, vectors = psd_eigh(getattr(self.whole, side))
-            root = vectors * invertible_spectrum(values).rsqrt()  # R⁻ᵀ
+            values = invertible_spectrum(values)
+            root = vectors * values.rsqrt()  # R⁻ᵀ
             if self.part is None:
-                bases.append((root, torch.zeros_like(values), torch.zeros_like(values)))
+                bases.append((root, torch.zeros_like(values), torch.zeros_like(values), values))
                 continue
             s, basis = torch.linalg.eigh(symmetrize(root.mT @ getattr(self.part, side) @ root))
             basis = root @ basis
-            bases.append((basis, s.clamp(min=0), 10 * rounding_level(len(s), values[-1]) * basis.square().sum(0)))
+            error = 10 * rounding_level(len(s), values[-1]) * basis.square().sum(0)
+            bases.append((basis, s.clamp(min=0), error, values))
         return bases
 
     @cached_property
     def _scale(self) -> Tensor:
         """1 - s_i t_j: the eigenvalues of (A ⊗ B)⁻¹ Σ, refused where they drown in the rounding of s and t."""
-        (_, s, s_error), (_, t, t_error) = self._bases
+        (_, s, s_error, _), (_, t, t_error, _) = self._bases
         scale, level = 1 - torch.outer(s, t), torch.outer(s_error, t) + torch.outer(s, t_error)
         if (scale <= level).any():
             place = (scale - level).argmin()

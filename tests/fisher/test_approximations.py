@@ -764,6 +764,8 @@ def test_a_damped_chain_in_float32_solves_where_its_decomposition_alone_could_no
     g = torch.randn(found.dim)
     exact = tridiagonal_tikhonov(found, damping)
     assert off(damped.solve(g.float()).double(), exact.solve(g)) < 1e-2  # rounding of float32 and that noise, over 2e-5
+    assert off(damped.power(-1).matmul(g.float()).double(), exact.solve(g)) < 1e-2
+    assert float(damped.logdet()) == pytest.approx(float(exact.logdet()), rel=1e-4)  # float32's sum of logarithms
     assert off(from_state(damped.state()).solve(g.float()), damped.solve(g.float())) == 0
 
 
