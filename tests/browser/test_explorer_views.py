@@ -12,6 +12,12 @@ import natgrad_lab as ng
 
 DATA = "(document.querySelector('.natgrad-explorer') || document.body).dataset"
 
+IS_SYMMETRIC = """() => {
+  const canvas = document.querySelector('.ngx-pixels'), n = canvas.width;
+  const pixels = new Uint32Array(canvas.getContext('2d').getImageData(0, 0, n, n).data.buffer);
+  return pixels.every((pixel, at) => pixel === pixels[(at % n) * n + Math.floor(at / n)]);
+}"""
+
 
 def make(approximations=("kfac",), **choices):
     torch.manual_seed(0)
@@ -84,6 +90,7 @@ def test_numbers_of_every_view_are_those_of_the_dense_matrix(opened, artifacts):
     i, j = (seen.region(place).rows.start for place in ("W2[3,5]", "W1[2,33]"))
     place = "W2[3,5] x W1[2,33]"
     book.page.screenshot(path=str(artifacts / "explorer_1280.png"))
+    assert book.page.evaluate(IS_SYMMETRIC), "tiles below the diagonal are made from those above"
     assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
     choose(book, "colours", "correlation")
     assert value_at(book, place) == pytest.approx(dense[i, j] / np.sqrt(dense[i, i] * dense[j, j]), rel=1e-5)
@@ -147,9 +154,20 @@ def test_exports_and_the_same_view_again(opened):
     assert canvas(again) == canvas(book) and again.complaints == book.complaints == []
 
 
+def assert_both_values(book):
+    """The line below the panes: K-FAC, its error, and first minus second, which is the exact Fisher."""
+    names, _, values = book.page.inner_text(".ngx-readout").partition(": ")
+    told = {name: float(value) for name, value in (part.split(" = ") for part in values.split(", "))}
+    seen = book.view.explorer
+    region = seen.region(names.replace("×", "x"))
+    truth = [float(seen.values(region, name)[0, 0]) for name in ("kfac", "kfac − exact", "exact")]
+    assert list(told) == ["kfac", "kfac − exact", "first − second"]
+    assert list(told.values()) == pytest.approx(truth, rel=1e-4, abs=1e-5 * abs(truth[2]))
+    return truth
+
+
 def test_two_matrices_of_one_region(opened, artifacts):
     book = opened(width=1280)
-    seen = book.view.explorer
     choose(book, "compare", "kfac − exact"), choose(book, "matrix", "kfac"), choose(book, "colours", "signedlog")
     pictures = lambda: book.page.evaluate("() => [...document.querySelectorAll('.ngx-pixels')].map((c) => c.toDataURL())")  # noqa: E731
     whole = pictures()
@@ -165,14 +183,9 @@ def test_two_matrices_of_one_region(opened, artifacts):
     book.settle()
     zoomed = pictures()
     assert zoomed[0] != whole[0] and zoomed[1] != whole[1] and zoomed[0] != zoomed[1], "the wheel over one moves both"
-    names, _, values = book.page.inner_text(".ngx-readout").partition(": ")
-    told = dict(part.split(" = ") for part in values.split(", "))
-    region = seen.region(names.replace("×", "x"))
-    kfac, difference = (float(seen.values(region, name)[0, 0]) for name in ("kfac", "kfac − exact"))
-    assert list(told) == ["kfac", "kfac − exact", "first − second"]
-    exact = float(seen.values(region)[0, 0])  # kfac − (kfac − exact)
-    for name, expected in zip(told, (kfac, difference, exact), strict=True):
-        assert float(told[name]) == pytest.approx(expected, rel=1e-4, abs=1e-5 * abs(exact))
+    assert_both_values(book)
+    value_at(book, "W1[2,20] x W1[3,28]")
+    assert 0 not in assert_both_values(book)
     book.page.screenshot(path=str(artifacts / "explorer_two.png"))
     assert book.page.locator(".ngx-key:visible").count() == 1, "one scale of colours for both"
     book.page.locator(".ngx-same input").uncheck()

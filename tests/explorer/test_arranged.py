@@ -265,6 +265,13 @@ def test_preconditioned_spectra_in_float32_are_those_of_float64(rows):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * expected[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_preconditioner_adds_nothing_to_the_rank_of_the_fisher(dtype):
+    model, inputs = torch.nn.Linear(3, 3, dtype=dtype), normal(30, 3).to(dtype)  # adding to all logits changes nothing: rank 8
+    found = explorer(model, Categorical(), inputs, approximations=["kfac", "unit_wise"]).arranged(damping=1e-6).analysis()
+    assert [each["rank"] for each in found["spectra"]] == [8, 8, 8]
+
+
 def test_large_preconditioners_are_named_not_computed(network, monkeypatch):
     from natgrad_lab.explorer import analysis
 
