@@ -42,11 +42,14 @@ class Verdict:
         if self.failed[0][1] == "not_written":
             return f"○ {self.exercise} {self.name}: not written yet ({self.out_of} points)."
         lines = [f"✗ {self.exercise} {self.name}: {self.points} of {self.out_of} points."]
+        parts: dict[tuple[str, str], list[str]] = {}
         for part, key, evidence in self.failed:
-            words = f"  {part}: {mistakes()[key]}" + (f"\n      {evidence}" if evidence else "")
-            if words not in lines:
-                lines.append(words)
-        return "\n".join([*lines, f"  Read again: {self.read}."])
+            parts.setdefault((key, evidence), []).append(part)
+        for (key, evidence), names in parts.items():
+            lines.append(
+                f"  {', '.join(dict.fromkeys(names))}: {mistakes()[key]}" + (f"\n      {evidence}" if evidence else "")
+            )
+        return "\n".join([*lines, f"  Read again: {self.read}" + ("" if self.read.endswith("?") else ".")])
 
 
 def check(key: str, answer: Callable, *, student_seed: str = "") -> Verdict:
@@ -152,8 +155,9 @@ def _same(now, before) -> bool:
 
 
 def _where(error: BaseException, answer: Callable) -> str:
-    """The error and the line of the answer's own file that led to it."""
+    """The error and the line of the answer's own file that led to it, if one did: a call with other arguments has none."""
     frames = traceback.extract_tb(error.__traceback__)
     file = getattr(getattr(answer, "__code__", None), "co_filename", "")
-    own = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
-    return f"{type(error).__name__}: {error} (line {own.lineno}: {own.line or own.name})"
+    own = next((frame for frame in reversed(frames) if frame.filename == file), None)
+    place = f" (line {own.lineno}: {own.line or own.name})" if own else ""
+    return f"{type(error).__name__}: {error}{place}"

@@ -33,9 +33,14 @@ def as_tensor(value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     if value is None:
         raise Mistake("nothing")
     try:
-        result = torch.as_tensor(value).detach().to("cpu", torch.float64)
+        result = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError):
-        raise Mistake("kind", f"got {type(value).__name__}") from None
+        raise Mistake(
+            "kind", f"got {type(value).__name__}; a tensor, an array, a list of numbers or a number is needed"
+        ) from None
+    if result.is_complex():
+        raise Mistake("kind", "got complex numbers")
+    result = result.to("cpu", torch.float64)
     if shape is not None and result.shape != shape:
         raise Mistake("shape", f"it is {tuple(result.shape)} and should be {shape}")
     if shape is not None and not result.isfinite().all():

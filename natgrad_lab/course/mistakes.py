@@ -39,7 +39,7 @@ GENERAL = {
     "not_written": "Not written yet.",
     "raised": "It raised an error.",
     "nothing": "It returned nothing. Is the return statement missing?",
-    "kind": "It returned something that is not a number or an array of numbers.",
+    "kind": "What it returned is of another kind than it should be.",
     "shape": "The result has the wrong shape.",
     "not_finite": "The result holds NaN or infinity.",
     "digits": "Right to a few digits only: float32 on the way, a difference quotient, or an explicit inverse.",

@@ -1,0 +1,43 @@
+"""What a verdict says to a student whose answer is none of the usual wrong ones."""
+
+import pytest
+import torch
+
+from natgrad_lab.course import find_exercise, judge
+from natgrad_lab.course.check import Verdict
+from natgrad_lab.course.diagnose import Mistake, as_tensor, expect
+
+
+@pytest.mark.parametrize("error, key", [(1e-9, None), (1e-7, "digits"), (1e-3, "unrecognized")])
+def test_lost_digits_are_told_from_a_wrong_formula(error, key):
+    want = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    got = want + error * torch.tensor([3.0, 0.0, -1.0], dtype=torch.float64)
+    if key is None:
+        return expect(got, want)
+    with pytest.raises(Mistake) as caught:
+        expect(got, want)
+    assert caught.value.key == key
+
+
+def test_an_answer_in_float32_loses_digits_and_nothing_else():
+    natural = lambda F, g, damping: torch.linalg.solve(F.float() + damping * torch.eye(len(g)).float(), g.float())  # noqa: E731
+    assert judge(find_exercise("3.1"), natural).failed[0][1] == "digits"
+
+
+@pytest.mark.parametrize("value", [torch.ones(2, dtype=torch.complex128), lambda: 0, {"a": 1}, [[1], [2, 3]], "word"])
+def test_other_kinds_are_refused(value):
+    with pytest.raises(Mistake) as caught:
+        as_tensor(value)
+    assert caught.value.key == "kind" and "got" in caught.value.evidence
+
+
+def test_too_few_arguments_point_at_no_line_of_the_checker():
+    words = str(judge(find_exercise("3.1"), lambda F: F))
+    assert "takes 1 positional argument but 3 were given" in words and "(line" not in words
+
+
+def test_the_same_mistake_in_several_parts_is_said_once():
+    failed = (("values", "raised", "E"), ("scaling", "raised", "E"), ("edge cases", "nothing", ""))
+    words = str(Verdict("9.9", "f", 0, 9, failed, "Where did N go?"))
+    assert "  values, scaling: It raised an error.\n      E\n  edge cases: It returned nothing." in words
+    assert words.endswith("Read again: Where did N go?")
