@@ -45,7 +45,8 @@ def definitions(cells: list[str]) -> Definitions:
             statements = ast.parse(source).body
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-            remarks.append(f"code cell {number}{where} is no Python ({type(error).__name__}: {str(error)[:100]})")
+            words = getattr(error, "msg", "") or str(error)
+            remarks.append(f"code cell {number}{where} is no Python ({type(error).__name__}: {words[:100]})")
             continue
         offset = text.count("\n")
         for statement in statements:

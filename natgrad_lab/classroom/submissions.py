@@ -7,7 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_FILE, MOST_ALL, MOST_FILES = 20_000_000, 60_000_000, 500  # bytes, bytes, entries
+MOST_FILE, MOST_ALL, MOST_FILES = 100_000_000, 200_000_000, 500  # bytes (a notebook holds its pictures), bytes, entries
 KINDS = (".ipynb", ".py")
 
 

@@ -76,13 +76,21 @@ def test_no_folder(tmp_path, place):
     ("a.ipynb", b'{"cells": 3}', "no notebook"),
     ("a.ipynb", b"[" * 200_000, "no notebook"),
     ("a.ipynb", b'{"cells": [7]}', "no notebook"),
-    ("a.py", b"x" * 20_000_001, "not a plain file of at most 20 MB"),
 ])  # fmt: skip
 def test_rubbish_is_a_remark(tmp_path, name, data, complaint):
     (tmp_path / name).write_bytes(data)
     read = read_submission(tmp_path / name, "a")
     assert read.files == {} and complaint in read.remarks[0] and "nothing" not in read.remarks
     assert read.remarks[-1] == "there is no .ipynb or .py to grade"
+
+
+def test_a_notebook_with_large_pictures_is_read_and_there_is_an_end(tmp_path, monkeypatch):
+    cell = {"cell_type": "code", "source": CODE, "outputs": [{"data": {"image/png": "A" * 50_000_000}}]}
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": [cell]}))
+    read = read_submission(tmp_path / "a.ipynb", "a")
+    assert read.files == {"a.ipynb": [CODE]} and read.remarks == ()
+    monkeypatch.setattr("natgrad_lab.classroom.submissions.MOST_FILE", 49_000_000)
+    assert "not a plain file of at most 49 MB" in read_submission(tmp_path / "a.ipynb", "a").remarks[0]
 
 
 def test_a_zip_leads_nowhere(tmp_path):
@@ -94,7 +102,8 @@ def test_a_zip_leads_nowhere(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"] and not (tmp_path.parent / "evil.py").exists()
 
 
-def test_a_bomb_is_not_swallowed(tmp_path):
+def test_a_bomb_is_not_swallowed(tmp_path, monkeypatch):
+    monkeypatch.setattr("natgrad_lab.classroom.submissions.MOST_FILE", 20_000_000)
     path = zipped(tmp_path / "a.zip", [("bomb.py", b"0" * 30_000_000), ("ok.py", CODE)])
     assert path.stat().st_size < 100_000
     assert "more than 20 MB" in read_submission(path, "a").remarks[0]
