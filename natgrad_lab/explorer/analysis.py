@@ -11,7 +11,7 @@ from natgrad_lab.linalg import psd_eigh, psd_eigvalsh, rounding_level
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import BlockDiagonal, Dense, Gram, Kronecker, StructuredMatrix
 
-_SOLVED = 2**28  # numbers of C⁻¹Rᵀ above which a preconditioned spectrum is not computed
+_SOLVED = 2**25  # numbers of C⁻¹Rᵀ, some seconds: above, a preconditioned spectrum is not computed
 _CHUNK = 2**24  # numbers of it formed at a time
 
 
@@ -75,11 +75,11 @@ def layer_table(matrices: Matrices) -> list[dict]:
 def preconditioned(gram: Gram, matrix: StructuredMatrix, damping: float) -> Float[Tensor, " R"]:
     """Eigenvalues of (M + λI)^-½ RᵀR (M + λI)^-½ that can differ from 0: those of R (M + λI)⁻¹ Rᵀ, float64.
 
-    Raises: ValueError where the solves would take more than 268 million numbers.
+    Raises: ValueError where the solves would take more than 33 million numbers: tiles would wait for them.
     """
     size = gram.num_rows * gram.dim
     if size > _SOLVED:
-        raise ValueError(f"{gram.num_rows:,} solves with {gram.dim:,} parameters take minutes. Use fewer rows of scores.")
+        raise ValueError(f"{gram.num_rows:,} solves with {gram.dim:,} parameters take long. Use fewer rows of scores.")
     exact, wide = RowSpectrum(gram).gram, widened(matrix)
     eye = torch.eye(gram.num_rows, dtype=torch.float64, device=gram.device)
     step, parts = max(1, _CHUNK // gram.dim), []
