@@ -172,12 +172,12 @@ def draw_sharing(result: dict) -> go.Figure:
                        name="error" if column == 1 else "efficiency",
                        marker={"color": [COLOURS[name] for name in names]}, text=[f"{value:.2f}" for value in values],
                        textposition="outside", cliponaxis=False)  # fmt: skip
-    figure.update_xaxes(title={"text": f"factors of the block, T = {result['positions']}"}, title_standoff=2)
+    figure.update_xaxes(title={"text": f"factors of the block, T = {result['positions']}"}, title_standoff=20)
     top = math.log10(max(error for error, _ in result["found"].values())) + 0.25
     figure.update_yaxes(type="log", range=[-1.5, max(0.3, top)], tickvals=TICKS, exponentformat="none",
                         title={"text": "‖approximation − exact‖ / ‖exact‖ (log)"}, row=1, col=1)  # fmt: skip
     figure.update_yaxes(range=[0, 1.1], title={"text": "share of the possible decrease"}, row=1, col=2)
-    return figure.update_layout(width=860, height=380)
+    return figure.update_layout(width=860, height=400, margin_b=76)
 
 
 # ---- races
