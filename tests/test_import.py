@@ -45,9 +45,7 @@ def run(code):
 
 def test_the_hiding_hides_what_it_should():
     names = ["jaxtyping", "plotly", "jupyterlab", "ipywidgets", "anywidget", "typer", "rich", "pytest"]
-    checks = "".join(
-        f"\ntry:\n    import {name}\nexcept ModuleNotFoundError:\n    print({name!r}, end=' ')" for name in names
-    )
+    checks = "".join(f"\ntry:\n    import {name}\nexcept ModuleNotFoundError:\n    print({name!r}, end=' ')" for name in names)
     done = run(ONLY_TORCH_AND_NUMPY + checks)
     assert done.stdout.split() == names, done.stderr
 
@@ -72,7 +70,5 @@ print(F.dim, record.status)
 
 
 def test_importing_the_package_loads_no_room_and_no_torch():
-    done = run(
-        "import sys, natgrad_lab; print([m for m in sys.modules if m.startswith(('torch', 'numpy', 'natgrad_lab.'))])"
-    )
+    done = run("import sys, natgrad_lab; print([m for m in sys.modules if m.startswith(('torch', 'numpy', 'natgrad_lab.'))])")
     assert done.stdout.strip() == "[]", done.stderr

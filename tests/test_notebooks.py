@@ -63,14 +63,9 @@ def run_cells(shell, path):
 
 def decorate(path):
     """Import what a lesson uses before the clock runs: giving each function its type checks is the tests' cost, up to 20 s."""
-    for room in (
-        "comparison",
-        "explorer",
-        "widgets",
-        *(f"course.{part}.lesson{path.name[:2]}" for part in ("cards", "exercises")),
-    ):
-        if path in LESSONS or "lesson" not in room:
-            importlib.import_module(f"natgrad_lab.{room}")
+    own = [f"course.{part}.lesson{path.name[:2]}" for part in ("cards", "exercises")] if path in LESSONS else []
+    for room in ["comparison", "explorer", "widgets", *own]:
+        importlib.import_module(f"natgrad_lab.{room}")
 
 
 def started_since(threads):
