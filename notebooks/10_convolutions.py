@@ -316,7 +316,7 @@ ng.widgets.card("cnn_race")
 # **How to read it.** KFC needs **0.37**<!--kfc_updates--> of the updates (median; 0.33<!--kfc_least--> to
 # 0.50<!--kfc_most--> over five seeds). We had asked for a third in four seeds of five, and got it in one: by our own measure
 # the figure is *not reproduced*, although KFC ends an order of magnitude lower. In CPU seconds the fraction is
-# 0.87<!--kfc_seconds-->.
+# 0.94<!--kfc_seconds-->.
 #
 # The second group: PRONG+ needs **0.50**<!--plus_updates--> of the updates of SGD with batch normalization, in four seeds of
 # five; plain PRONG does not reach its final loss in any of the five. *Partly* reproduced.
