@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import time
 
 import pytest
 
@@ -93,8 +94,10 @@ def test_sliders_with_mouse_and_keys(panel):
     for _ in range(5):
         book.page.keyboard.press("ArrowLeft")
     book.page.wait_for_timeout(700)
-    assert stamp(book)["lr"] < before["lr"]
-    assert float(book.ask_kernel("print(panel.run.latest.record.lr)")) == pytest.approx(stamp(book)["lr"], rel=1e-3)
+    deadline, used, shown = time.monotonic() + 15, 0.0, 1.0  # a busy machine is some moves behind
+    while abs(used - shown) > 1e-3 * shown and time.monotonic() < deadline:
+        used, shown = float(book.ask_kernel("print(panel.run.latest.record.lr)")), stamp(book)["lr"]
+    assert shown < before["lr"] and used == pytest.approx(shown, rel=1e-3)
     assert_clean(book)
 
 
@@ -167,10 +170,10 @@ def test_a_moved_slider_shows_soon(panel, is_running):
             book.page.wait_for_timeout(330 + 17 * (number % 5))
         noted = book.noted()
         shown, last = [], None
-        for time, words in noted["paints"]:
+        for moment, words in noted["paints"]:
             damping = re.search(r"damping=(\S+)", words)[1]
-            if damping != last and time > noted["keys"][0]:
-                shown.append(time)
+            if damping != last and moment > noted["keys"][0]:
+                shown.append(moment)
             last = damping
         # The first key only shows which value was there before.
         delays = [paint - key for key, paint in zip(noted["keys"][-20:], shown[-20:], strict=True)]
