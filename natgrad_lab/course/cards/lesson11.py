@@ -5,6 +5,7 @@ B examples is θ_i ← (1 − α q_i h_i) θ_i + α q_i √(c_i / B) ε, so that
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from numbers import Real
 
@@ -37,13 +38,28 @@ def spectrum(exponent: float) -> tuple[np.ndarray, np.ndarray]:
     return middles, counts.astype(float)
 
 
+def risk_parts(batch: Real, rates: np.ndarray, h: np.ndarray, c: np.ndarray, q: np.ndarray, counts: np.ndarray):
+    """½ Σ counts h E θ² after t steps of each of the `rates` (R,) from θ = 1 is Σ exp(t D) W + w: D, W (R, groups), w (R,).
+
+    E θ² = r^2t + v (1 − r^2t) with the factor r = 1 − α q h of a step and the variance v that noise alone settles at.
+    """
+    step = rates[:, None] * q
+    r = 1 - step * h
+    gap = 1 - r**2
+    variance = np.divide(step**2 * c / batch, gap, out=np.zeros_like(gap), where=gap != 0)
+    weights = 0.5 * h * counts
+    return 2 * np.log(np.maximum(np.abs(r), 1e-300)), (1 - variance) * weights, (variance * weights).sum(1)
+
+
 def risk(steps: np.ndarray, batch: Real, rates: np.ndarray, h: np.ndarray, c: np.ndarray, q: np.ndarray, counts: np.ndarray):
     """½ Σ counts h E θ² after `steps` (R,) steps of each of the `rates` (R,), from θ = 1: bias and noise."""
-    r = 1 - rates[:, None] * q * h
-    shrunk = np.exp(2 * steps[:, None] * np.log(np.maximum(np.abs(r), 1e-300)))  # |r|^(2 steps), quicker than by **
-    gap = np.where(r**2 == 1, 1e-300, 1 - r**2)
-    noise = (rates[:, None] * q) ** 2 * c / batch * (1 - shrunk) / gap
-    return 0.5 * ((shrunk + noise) * h * counts).sum(1)
+    return risk_after(steps, risk_parts(batch, rates, h, c, q, counts))
+
+
+def risk_after(steps: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The same from its parts, of which the number of steps is none."""
+    decay, weights, settled = parts
+    return np.einsum("rg,rg->r", np.exp(steps[:, None] * decay), weights) + settled
 
 
 def steps_to_target(
@@ -53,21 +69,22 @@ def steps_to_target(
     rates = rates[rates * (q * h).max() < 2]
     if not len(rates):
         return math.inf
-    if (risk(np.ones(len(rates)), batch, rates, h, c, q, counts) <= target).any():
+    parts = risk_parts(batch, rates, h, c, q, counts)
+    if (risk_after(np.ones(len(rates)), parts) <= target).any():
         return 1.0
     low, high = np.ones(len(rates)), np.full(len(rates), float(MOST))
-    reached = risk(high, batch, rates, h, c, q, counts) <= target
+    reached = risk_after(high, parts) <= target
     if not reached.any():
         return math.inf
-    rates, low, high = rates[reached], low[reached], high[reached]
+    low, high, parts = low[reached], high[reached], [part[reached] for part in parts]
     while (high - low > 1).any():
         middle = np.floor(np.sqrt(low * high)) if (high > 2 * low).any() else np.floor((low + high) / 2)
         middle = np.clip(middle, low, high)
         middle = np.where((middle == low) & (high - low > 1), low + 1, middle)
-        there = risk(middle, batch, rates, h, c, q, counts) <= target
+        there = risk_after(middle, parts) <= target
         low, high = np.where(there, low, middle), np.where(there, middle, high)
         may_win = low < high.min()
-        rates, low, high = rates[may_win], low[may_win], high[may_win]
+        low, high, parts = low[may_win], high[may_win], [part[may_win] for part in parts]
     return float(high.min())
 
 
