@@ -120,6 +120,22 @@ def test_inner_products_of_two_sets_of_rows_are_the_dense_ones(kinds, monkeypatc
     assert math.isclose(products.inner(tuple(one), Gram(tuple(two))), float(expected.square().sum()), rel_tol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["khatri-rao", "shared"])
+def test_the_trace_against_an_inverse_of_rows_is_the_dense_one(kind, generator):
+    def rows(scores, examples):
+        if kind == "khatri-rao":
+            inputs, each = torch.randn(examples, 3, generator=generator), torch.randn(scores, examples, 2, generator=generator)
+            return KhatriRaoRows(inputs, each)
+        inputs = torch.randn(examples, 5, 3, generator=generator)
+        return SharedRows(inputs, torch.randn(scores, examples, 5, 2, generator=generator))
+
+    one, two, damping = rows(2, 4), rows(1, 3), 0.1
+    F, damped = one.to_dense().T @ one.to_dense(), two.to_dense().T @ two.to_dense() + 0.1 * torch.eye(6)
+    trace, logdet = products.inverse_trace((one,), Gram((two,)), damping)
+    assert math.isclose(trace, float(torch.linalg.solve(damped, F + damping * torch.eye(6)).trace()), rel_tol=1e-10)
+    assert math.isclose(logdet, float(torch.logdet(damped)), rel_tol=1e-10)
+
+
 def test_the_inner_product_with_a_chain_is_the_dense_one():
     case = random_case((3, 4, 3, 2), num_examples=7)
     chain, F = fisher.block_tridiagonal_fisher(*case.data), fisher.gram_fisher(*case.data)
