@@ -10,6 +10,8 @@ from pathlib import Path
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome", "msedge")
 TOGETHER = ("-q", "-n", "auto", "--dist", "worksteal", "-m", "not browser")
 IN_BROWSERS = ("-q", "-n", "2", "--dist", "worksteal", "-m", "browser")  # each worker has a JupyterLab and a browser of its own
+SOME_FAILED = 1  # pytest's exit code
+ONCE_MORE = ("-q", "-m", "browser", "--last-failed", "--last-failed-no-failures", "none")
 INSTALL_HINT = (
     "Install Chromium (Debian: apt-get install chromium; Fedora: dnf install chromium; macOS: brew install --cask "
     "chromium) or say where one is: BROWSER_PATH=/path/to/chrome"
@@ -29,7 +31,8 @@ def run_tests(root: Path | None, options: Sequence[str] = (), *, browser: bool =
     """Run pytest on the tests of the checkout `root`; return its exit code (5 if nothing was run).
 
     Without `options` the tests run in two turns, one thread each: most of them on all cores at once; then, two at a time, those
-    in a browser.
+    in a browser. Those that failed in a browser are run once more with the machine to themselves, which is said; what fails
+    twice is a failure.
 
     A missing browser is installed where that is possible (root, apt-get). Where it is not, the browser tests are left
     out with a message, except in CI (CI=true), where that is a failure.
@@ -59,7 +62,11 @@ def run_tests(root: Path | None, options: Sequence[str] = (), *, browser: bool =
     together = subprocess.call([*pytest, *TOGETHER], cwd=root, env=one_thread)
     if fast or not browser:
         return together
-    in_browsers = subprocess.call([*pytest, *IN_BROWSERS, *browser_tests(root)], cwd=root, env=one_thread)
+    files = browser_tests(root)
+    in_browsers = subprocess.call([*pytest, *IN_BROWSERS, *files], cwd=root, env=one_thread)
+    if in_browsers == SOME_FAILED:
+        print("natgrad test: the BROWSER TESTS THAT FAILED above are RUN ONCE MORE, one at a time; this counts.", flush=True)
+        in_browsers = subprocess.call([*pytest, *ONCE_MORE, *files], cwd=root, env=one_thread)
     return together or in_browsers
 
 

@@ -431,6 +431,19 @@ def test_without_options_most_tests_run_at_once_and_those_in_browsers_after_them
         assert eval(one, {}, {"browser": has_mark}) != eval(other, {}, {"browser": has_mark})  # every test in one of them
 
 
+@pytest.mark.parametrize(
+    "answers, code", [((0, 1, 0), 0), ((0, 1, 1), 1), ((0, 1, 5), 5), ((1, 1, 0), 1), ((0, 2), 2), ((1, 0), 1)]
+)
+def test_what_failed_in_a_browser_is_run_once_more_and_only_that(capsys, pytest_calls, monkeypatch, answers, code):
+    codes = iter(answers)
+    note = pytest_calls.append
+    monkeypatch.setattr(suite.subprocess, "call", lambda command, cwd, env=None: note(command[3:]) or next(codes))
+    exit_code, out, _ = natgrad(capsys, "test")
+    assert exit_code == code and next(codes, None) is None
+    if len(answers) == 3:
+        assert pytest_calls[2] == [*suite.ONCE_MORE, *suite.browser_tests(ROOT)] and "RUN ONCE MORE" in out
+
+
 @pytest.mark.parametrize("option", ["--no-browser-tests", "--fast"])
 def test_without_browser_tests_there_is_one_turn(capsys, pytest_calls, option):
     assert natgrad(capsys, "test", option)[0] == 0

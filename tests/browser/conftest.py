@@ -84,8 +84,9 @@ def chromium():
     """One browser for all tests; a context (cookies, cache) each."""
     if CHROMIUM is None:
         pytest.fail("no Chromium found: apt-get install chromium, or leave these tests out with -m 'not browser'.")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         yield browser

@@ -6,6 +6,7 @@ import time
 
 import comm
 from comm.base_comm import BaseComm, CommManager
+from waiting import painted
 
 from natgrad_lab.explorer.page import SCRIPTS, asset
 
@@ -76,7 +77,8 @@ class Bare:
         """Until every tile of the view is painted."""
         for _ in range(4):
             self.pump()
-            self.page.wait_for_timeout(60)
+            painted(self.page)
+            self.page.wait_for_timeout(40)
         self.until("""() => { const c = document.querySelector('.ngx-pixels');
             return c && Number(c.dataset.drawn) > 1 && c.dataset.missing === '0'; }""")
 

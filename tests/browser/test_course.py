@@ -6,6 +6,7 @@ All cards of a lesson stand in one cell; kernel and page are those of the lesson
 import re
 
 import pytest
+from waiting import soon
 
 from natgrad_lab.course import cards
 from natgrad_lab.course.lessons import lesson_modules
@@ -39,7 +40,7 @@ def reveal(root):
 
 def wait_headline(book, card, state):
     number, words = card.headline(card.compute(state))
-    book.page.wait_for_function(HEADLINE, arg=[card.name, number, words], timeout=30_000)
+    book.page.wait_for_function(HEADLINE, arg=[card.name, number, words])
 
 
 def move(book, root, card):
@@ -50,10 +51,19 @@ def move(book, root, card):
     if card.seconds is None:
         wait_headline(book, card, state)
     else:  # it waits for Run, which says how long it takes
+        root.get_by_text("Press Run").wait_for()
         button = root.locator("button.mod-primary")
         assert f"about {card.seconds:g} s" in button.inner_text()
         assert button.evaluate("node => node.scrollWidth <= node.clientWidth + 1"), "what the button says is cut off"
-        assert "Press Run" in root.inner_text()
+
+
+def assert_described(root, card):
+    drawn = root.locator(".natgrad-plot").get_attribute("aria-label")
+    assert drawn.startswith(card.caption) and root.locator(".natgrad-card-headline").inner_text() in drawn
+
+
+def assert_fits(root):
+    assert root.evaluate("node => node.scrollWidth <= node.clientWidth + 6"), "it sticks out"
 
 
 def assert_clean(book):
@@ -70,14 +80,12 @@ def test_the_cards_of_a_lesson(notebook, lesson):
         reveal(root)
         if card.seconds is not None:  # it may well race against time, so only its kind of number is known
             root.locator(".natgrad-card-headline").filter(has_text=re.compile(r"\d")).wait_for()
-        drawn = root.locator(".natgrad-plot").get_attribute("aria-label")
-        assert drawn.startswith(card.caption) and root.locator(".natgrad-card-headline").inner_text() in drawn
+        soon(lambda root=root, card=card: assert_described(root, card))
         for width in WIDTHS:
             book.page.set_viewport_size({"width": width, "height": HEIGHT})
             root.scroll_into_view_if_needed()
-            book.page.wait_for_timeout(250)
+            soon(lambda root=root: assert_fits(root))
             root.screenshot(path=str(book.screenshot(f"card_{name}_{width}")))
-            assert root.evaluate("node => node.scrollWidth <= node.clientWidth + 6"), f"{name} sticks out at {width}"
         move(book, root, card)
     assert_clean(book)
 

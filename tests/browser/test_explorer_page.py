@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from waiting import soon, steady
 
 import natgrad_lab as ng
 from natgrad_lab.explorer.page import page
@@ -15,6 +16,12 @@ def seen():
     return ng.explorer.explorer(
         ng.models.mlp((64, 6, 6, 10), dtype=torch.float64), Categorical(), inputs, approximations=["kfac"]
     )
+
+
+def assert_reads(tab, names, entry):
+    text = tab.inner_text(".ngx-readout")
+    assert text.startswith(f"{names[0]} × {names[1]}: F = ")
+    assert float(text.rpartition("= ")[2]) == pytest.approx(entry, rel=1e-5, abs=1e-12)
 
 
 @pytest.mark.parametrize("width", [1280, 800, 420])
@@ -33,15 +40,11 @@ def test_zoom_to_entries_names_and_the_same_view_again(seen, chromium, tmp_path,
         names = [seen.layout.parameter_name(place) for place in (row, column)]
         tab.fill(".ngx-search input", " x ".join(names))
         tab.keyboard.press("Enter")
-        tab.wait_for_timeout(400)
-        text = tab.inner_text(".ngx-readout")
-        assert text.startswith(f"{names[0]} × {names[1]}: F = ")
-        assert float(text.rpartition("= ")[2]) == pytest.approx(float(dense[row, column]), rel=1e-5, abs=1e-12)
-    before, address = tab.evaluate("() => document.querySelector('.ngx-pixels').toDataURL()"), tab.url
+        soon(lambda names=names, entry=float(dense[row, column]): assert_reads(tab, names, entry))
+    before, address = steady(lambda: (tab.evaluate("() => document.querySelector('.ngx-pixels').toDataURL()"), tab.url))
     again = chromium.new_page(viewport={"width": width, "height": 900})
     again.goto(address)
-    again.wait_for_timeout(800)
-    assert again.evaluate("() => document.querySelector('.ngx-pixels').toDataURL()") == before
+    steady(lambda: again.evaluate("() => document.querySelector('.ngx-pixels').toDataURL()"), lambda picture: picture == before)
     assert again.inner_text(".ngx-ends") == tab.inner_text(".ngx-ends") and complaints == []
     tab.locator(".ngx-more summary").click()
     with tab.expect_download() as saved:

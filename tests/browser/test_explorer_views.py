@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from explorer_bare import Bare
+from waiting import soon
 
 import natgrad_lab as ng
 
@@ -66,11 +67,19 @@ def choose(book, menu, choice):
     book.settle()
 
 
-def value_at(book, place):
+def go_to(book, place):
     book.page.fill(".ngx-search input", place)
     book.page.keyboard.press("Enter")
     book.settle()
-    return float(book.page.inner_text(".ngx-readout").rpartition("= ")[2])
+
+
+def value_is(book, place, value):
+    go_to(book, place)
+
+    def check():
+        assert float(book.page.inner_text(".ngx-readout").rpartition("= ")[2]) == pytest.approx(float(value), rel=1e-5)
+
+    soon(check, book.settle)
 
 
 def downloaded(book, title):
@@ -91,26 +100,29 @@ def test_numbers_of_every_view_are_those_of_the_dense_matrix(opened, artifacts):
     place = "W2[3,5] x W1[2,33]"
     book.page.screenshot(path=str(artifacts / "explorer_1280.png"))
     assert book.page.evaluate(IS_SYMMETRIC), "tiles below the diagonal are made from those above"
-    assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
+    value_is(book, place, dense[i, j])
     choose(book, "colours", "correlation")
-    assert value_at(book, place) == pytest.approx(dense[i, j] / np.sqrt(dense[i, i] * dense[j, j]), rel=1e-5)
+    value_is(book, place, dense[i, j] / np.sqrt(dense[i, i] * dense[j, j]))
     choose(book, "colours", "signedlog"), choose(book, "matrix", "inverse of exact")
     damped = lambda damping: np.linalg.inv(dense + damping * np.eye(len(dense)))[i, j]  # noqa: E731
-    assert value_at(book, place) == pytest.approx(damped(1e-3), rel=1e-5)
+    value_is(book, place, damped(1e-3))
     book.page.locator(".ngx-damping input").fill("-1")
-    book.page.wait_for_timeout(200)
     book.until("() => Number(document.querySelector('.natgrad-explorer').dataset.frames) > 0")
     book.settle()
-    assert value_at(book, place) == pytest.approx(damped(0.1), rel=1e-5)
+    value_is(book, place, damped(0.1))
     values = np.linalg.eigvalsh(dense).clip(0)
-    effective = float(book.page.get_attribute(".ngx-panel", "data-effective"))
-    assert effective == pytest.approx((values / (values + 0.1)).sum(), rel=1e-6)
+
+    def assert_effective():
+        effective = float(book.page.get_attribute(".ngx-panel", "data-effective"))
+        assert effective == pytest.approx((values / (values + 0.1)).sum(), rel=1e-6)
+
+    soon(assert_effective, book.settle)
     book.page.locator(".ngx-more summary").click()
     choose(book, "matrix", "exact"), choose(book, "order", "eigenvector")
-    assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
-    assert book.page.inner_text(".ngx-readout").startswith("2.weight[3,5] × 0.weight[2,33]: F = ")
+    value_is(book, place, dense[i, j])
+    book.until("() => document.querySelector('.ngx-readout').innerText.startsWith('2.weight[3,5] × 0.weight[2,33]: F = ')")
     choose(book, "order", "unit")
-    assert value_at(book, place) == pytest.approx(dense[i, j], rel=1e-5)
+    value_is(book, place, dense[i, j])
     assert book.complaints == [] and book.problem() == ""
 
 
@@ -119,14 +131,14 @@ def test_white_and_back_in_one_gesture_each(opened, artifacts):
     before, headline = steady(book), book.page.inner_text(".ngx-headline")
     book.page.locator(".ngx-whiten").click()
     book.until(f"() => {DATA}.white === 'true' && document.querySelector('.ngx-headline').innerText.includes('white')")
-    book.settle()
-    assert canvas(book) != before
+    assert steady(book) != before
     spectra = book.view.explorer.analysis()["spectra"]
     assert spectra[0]["condition"] < spectra[1]["condition"] / 10
     book.page.screenshot(path=str(artifacts / "explorer_white.png"))
     book.page.locator(".ngx-whiten").click()
     book.until(f"() => {DATA}.white === 'false' && !document.querySelector('.ngx-headline').innerText.includes('white')")
-    assert steady(book, before) == before and book.page.inner_text(".ngx-headline") == headline and book.complaints == []
+    assert steady(book, before) == before and book.complaints == []
+    book.until(f"() => document.querySelector('.ngx-headline').innerText === {json.dumps(headline)}")
 
 
 def test_exports_and_the_same_view_again(opened):
@@ -135,7 +147,7 @@ def test_exports_and_the_same_view_again(opened):
     choose(book, "matrix", "kfac − exact"), choose(book, "colours", "signed")
     book.page.locator(".ngx-more summary").click()
     choose(book, "order", "unit")
-    value_at(book, "W2[3] x W1[1]")
+    go_to(book, "W2[3] x W1[1]")
     name, svg = downloaded(book, "save this view as SVG")
     assert name == "fisher.svg" and svg.startswith(b"<svg") and b"W1[1]" in svg or b"0.weight[1" in svg
     name, data = downloaded(book, "save the entries")
@@ -151,7 +163,12 @@ def test_exports_and_the_same_view_again(opened):
     book.page.locator("button[title^='copy what']").click()
     state = book.page.evaluate(f"() => {DATA}.copied").replace("True", "true").replace("False", "false")
     again = opened(width=800, state=json.loads(state))
-    assert canvas(again) == canvas(book) and again.complaints == book.complaints == []
+    wanted = steady(book)
+    assert steady(again, wanted) == wanted and again.complaints == book.complaints == []
+
+
+def assert_keys(book, count):
+    assert book.page.locator(".ngx-key:visible").count() == count
 
 
 def assert_both_values(book):
@@ -170,6 +187,7 @@ def test_two_matrices_of_one_region(opened, artifacts):
     book = opened(width=1280)
     choose(book, "compare", "kfac − exact"), choose(book, "matrix", "kfac"), choose(book, "colours", "signedlog")
     pictures = lambda: book.page.evaluate("() => [...document.querySelectorAll('.ngx-pixels')].map((c) => c.toDataURL())")  # noqa: E731
+    steady(book)
     whole = pictures()
     overlays = book.page.locator(".ngx-overlay")
     boxes = [overlays.nth(n).bounding_box() for n in (0, 1)]
@@ -181,26 +199,34 @@ def test_two_matrices_of_one_region(opened, artifacts):
     book.settle()
     book.page.mouse.move(boxes[1]["x"] + 201, boxes[1]["y"] + 201)
     book.settle()
-    zoomed = pictures()
-    assert zoomed[0] != whole[0] and zoomed[1] != whole[1] and zoomed[0] != zoomed[1], "the wheel over one moves both"
-    assert_both_values(book)
-    value_at(book, "W1[2,20] x W1[3,28]")
-    assert 0 not in assert_both_values(book)
+
+    def assert_both_moved():
+        zoomed = pictures()
+        assert zoomed[0] != whole[0] and zoomed[1] != whole[1] and zoomed[0] != zoomed[1], "the wheel over one moves both"
+
+    soon(assert_both_moved, book.settle)
+    soon(lambda: assert_both_values(book), book.settle)
+    go_to(book, "W1[2,20] x W1[3,28]")
+    assert 0 not in soon(lambda: assert_both_values(book), book.settle)
     book.page.screenshot(path=str(artifacts / "explorer_two.png"))
-    assert book.page.locator(".ngx-key:visible").count() == 1, "one scale of colours for both"
+    keys_are = lambda count: soon(lambda: assert_keys(book, count), book.settle)  # noqa: E731
+    keys_are(1)  # one scale of colours for both
     book.page.locator(".ngx-same input").uncheck()
-    book.settle()
-    assert book.page.locator(".ngx-key:visible").count() == 2
+    keys_are(2)
     overlays.nth(0).focus()
     book.page.keyboard.press("Home")
     book.settle()
     book.page.set_viewport_size({"width": 800, "height": 1000})
-    book.settle()
-    boxes = [overlays.nth(n).bounding_box() for n in (0, 1)]
-    assert boxes[0]["x"] == boxes[1]["x"] and boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
+
+    def assert_one_below_the_other():
+        boxes = [overlays.nth(n).bounding_box() for n in (0, 1)]
+        assert boxes[0]["x"] == boxes[1]["x"] and boxes[0]["y"] + boxes[0]["height"] <= boxes[1]["y"]
+
+    soon(assert_one_below_the_other, book.settle)
     assert book.page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     choose(book, "compare", "")
-    assert book.page.locator(".ngx-pixels").count() == 1 and book.complaints == [] and book.problem() == ""
+    book.until("() => document.querySelectorAll('.ngx-pixels').length === 1")
+    assert book.complaints == [] and book.problem() == ""
 
 
 def test_what_white_coordinates_leave_out_is_said_and_comes_back(opened):
@@ -213,11 +239,15 @@ def test_what_white_coordinates_leave_out_is_said_and_comes_back(opened):
         book.page.locator(".ngx-whiten").click()
         book.until(f"() => {DATA}.white === '{white}'")
         book.settle()
-        shown = book.page.locator("select[data-menu='matrix']").input_value()
-        said = book.page.inner_text(".ngx-lacking")
-        if white == "true":
-            assert shown == "exact" and said == f"Without unit_wise: {reason}."
-            assert ["unit_wise", True, reason] in book.page.evaluate(options)
-        else:
-            assert shown == "unit_wise" and said == "" and ["unit_wise", False, ""] in book.page.evaluate(options)
+
+        def assert_said(white=white):
+            shown = book.page.locator("select[data-menu='matrix']").input_value()
+            said = book.page.inner_text(".ngx-lacking")
+            if white == "true":
+                assert shown == "exact" and said == f"Without unit_wise: {reason}."
+                assert ["unit_wise", True, reason] in book.page.evaluate(options)
+            else:
+                assert shown == "unit_wise" and said == "" and ["unit_wise", False, ""] in book.page.evaluate(options)
+
+        soon(assert_said, book.settle)
     assert book.complaints == [] and book.problem() == ""

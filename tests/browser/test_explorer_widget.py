@@ -1,10 +1,12 @@
 """The Fisher explorer in a real JupyterLab and a real Chromium: names, numbers, moves, late tiles, the time slider."""
 
 import json
+import re
 import time
 
 import numpy as np
 import pytest
+from waiting import painted, soon, steady
 
 CELL = """
 import torch, natgrad_lab as ng
@@ -29,13 +31,25 @@ def explorer(notebook):
 
 
 def settle(book):
-    book.page.wait_for_timeout(200)
-    book.page.wait_for_function(COMPLETE)
-    book.page.wait_for_timeout(100)
+    for _ in range(3):
+        painted(book.page)
+        book.page.wait_for_timeout(60)
+        book.page.wait_for_function(COMPLETE)
 
 
 def canvas(book):
-    return book.page.evaluate("() => document.querySelector('.ngx-pixels').toDataURL()")
+    """The picture when it has come to rest."""
+    settle(book)
+    return steady(lambda: book.page.evaluate("() => document.querySelector('.ngx-pixels').toDataURL()"))
+
+
+def shows(book, picture):
+    """Wait until the canvas has this picture."""
+
+    def check():
+        assert canvas(book) == picture
+
+    soon(check)
 
 
 def readout(book):
@@ -49,8 +63,19 @@ def jump(book, text):
 
 
 def state(book):
-    book.page.wait_for_timeout(500)
-    return json.loads(book.ask_kernel("import json; print(json.dumps(view.state))"))
+    """What the kernel knows of the view, once it no longer changes."""
+    return json.loads(steady(lambda: book.ask_kernel("import json; print(json.dumps(view.state))")))
+
+
+def assert_state(book, is_so):
+    """Wait until the view's state is so."""
+
+    def check():
+        now = state(book)
+        assert is_so(now), now
+
+    soon(check)
+    return state(book)
 
 
 def assert_clean(book):
@@ -63,17 +88,21 @@ def test_from_the_whole_matrix_to_one_entry(explorer):
     whole = canvas(book)
     book.screenshot("explorer_whole")
     jump(book, "W2[3,5] x W1[0,2]")
-    text = readout(book)
-    assert text.startswith("2.weight[3,5] × 0.weight[0,2]: F = ")
     code = "r = view.explorer.region('W2[3,5] x W1[0,2]'); print(float(view.explorer.values(r)[0, 0]))"
-    assert float(text.rpartition("= ")[2]) == pytest.approx(float(book.ask_kernel(code)), rel=1e-5)
+    entry = float(book.ask_kernel(code))
+
+    def assert_entry():
+        text = readout(book)
+        assert text.startswith("2.weight[3,5] × 0.weight[0,2]: F = ")
+        assert float(text.rpartition("= ")[2]) == pytest.approx(entry, rel=1e-5)
+
+    soon(assert_entry)
     assert canvas(book) != whole
     book.screenshot("explorer_entry")
     jump(book, "W9")
-    assert "there is no place “W9”" in book.page.locator(".ngx-problem").inner_text()
+    book.page.locator(".ngx-problem").filter(has_text="there is no place “W9”").wait_for()
     book.page.locator("button[title='show the whole matrix']").click()
-    settle(book)
-    assert canvas(book) == whole, "nothing is lost on the way back"
+    shows(book, whole)  # nothing is lost on the way back
     assert_clean(book)
 
 
@@ -86,32 +115,35 @@ def test_wheel_drag_keys_and_matrices(explorer):
     for _ in range(6):
         book.page.mouse.wheel(0, -240)
         book.page.wait_for_timeout(30)
-    settle(book)
-    spans.append(state(book)["span"])
-    assert spans[1] < spans[0] / 30 and "F = " in readout(book) or "entries" in readout(book)
-    before = state(book)["column"]
+    before = assert_state(book, lambda now: now["span"] < spans[0] / 30)
+    soon(lambda: re.search("F = |entries", readout(book))[0])
     book.page.mouse.down()
     book.page.mouse.move(x - 100, y, steps=5)
     book.page.mouse.up()
-    settle(book)
-    assert state(book)["column"] > before
+    before = assert_state(book, lambda now: now["column"] > before["column"])
     book.page.locator(".ngx-overlay").focus()
     book.page.keyboard.press("ArrowUp")
-    row = state(book)["row"]
+    up = assert_state(book, lambda now: now["row"] < before["row"])
     book.page.keyboard.press("ArrowDown")
-    assert state(book)["row"] > row
+    assert_state(book, lambda now: now["row"] > up["row"])
     book.page.keyboard.press("Home")
-    settle(book)
-    assert state(book)["span"] == spans[0]
+    assert_state(book, lambda now: now["span"] == spans[0])
     pictures = {canvas(book)}
     choices = [("matrix", "kfac"), ("matrix", "kfac − exact"), ("colours", "signedlog"), ("matrix", "exact")]
     for menu, choice in (*choices, ("colours", "signed"), ("colours", "magnitude")):
         book.page.locator(f"select[data-menu='{menu}']").select_option(choice)
-        settle(book)
+
+        def assert_another():
+            assert canvas(book) not in pictures, "every matrix and every scale is another picture"
+
+        soon(assert_another)
         pictures.add(canvas(book))
-    assert len(pictures) == 7, "every matrix and every scale is another picture"
     book.screenshot("explorer_scales")
     assert_clean(book)
+
+
+def assert_reads(book, beginning):
+    assert readout(book).startswith(beginning)
 
 
 def test_every_parameter_has_its_name_on_the_page(explorer):
@@ -124,8 +156,7 @@ def test_every_parameter_has_its_name_on_the_page(explorer):
     for place, name in names[::5]:
         book.page.fill(".ngx-search input", str(place))
         book.page.keyboard.press("Enter")
-        book.page.wait_for_timeout(60)
-        assert readout(book).startswith(f"{name} × {name}: ")
+        soon(lambda name=name: assert_reads(book, f"{name} × {name}: "))
 
 
 def test_tiles_late_and_out_of_order(explorer):
@@ -144,7 +175,7 @@ def test_tiles_late_and_out_of_order(explorer):
     book.close()
     quiet = explorer()
     jump(quiet, "W2[5] x W1[7]")
-    assert canvas(quiet) == hurried
+    shows(quiet, hurried)
 
 
 def test_narrow(explorer):
@@ -198,14 +229,13 @@ def test_live_and_back_in_time(explorer):
     book.page.wait_for_function(f"() => document.querySelector('.natgrad-explorer').dataset.frames === '{last}'")
     print(f"live: {frames:.1f} frames/s, P = 3,466")
     book.screenshot("explorer_live")
-    settle(book)
     trained = canvas(book)
     assert trained != first
     knob = book.page.locator(".ngx-time input")
     last = int(knob.get_attribute("max"))
     go_to(book, knob, 0)
-    assert book.page.locator(".natgrad-explorer").get_attribute("data-time") == "start"
-    assert canvas(book) == first, "the first moment as it was"
+    book.page.locator(".natgrad-explorer[data-time='start']").wait_for()
+    shows(book, first)  # the first moment as it was
     go_to(book, knob, last)
-    assert canvas(book) == trained
+    shows(book, trained)
     assert_clean(book)

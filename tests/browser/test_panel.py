@@ -2,16 +2,16 @@
 
 import re
 import statistics
-import time
 
 import pytest
+from waiting import painted, soon, steady
 
 PANEL = "import natgrad_lab as ng\npanel = ng.widgets.live({config})\npanel"
 DEFAULT = PANEL.format(config="")
 SMALL = PANEL.format(
     config="ng.experiments.ExperimentConfig(sizes=(64, 5, 10), bias=False, method='sgd', batch_size=128, steps=100_000)"
 )
-ATTEMPTS = 3  # timing on a machine that does other things too: the best of so many counts
+THREADS = "import threading; print(sum('natgrad-live' in t.name for t in threading.enumerate()))"
 
 
 @pytest.fixture
@@ -42,34 +42,58 @@ def stamp(book, selector=".natgrad-heatmap-pixels"):
     return {name: float(value) for name, value in (word.split("=") for word in words.split())}
 
 
+def shows(book, key, value):
+    """Wait until the heatmap is of a moment with this value (four digits)."""
+
+    def check():
+        assert stamp(book)[key] == pytest.approx(value, rel=1e-3)
+
+    soon(check)
+
+
+def threads_are(book, count):
+    def check():
+        assert book.ask_kernel(THREADS) == f"{count}\n"
+
+    soon(check)
+
+
+def pause(book):
+    """Pause and return the step at which the run and the page have both come to rest."""
+    book.button("Pause").click()
+    book.button("Start").wait_for()
+    step = int(steady(lambda: book.ask_kernel("print(panel.run.latest.record.step)")))
+    shows(book, "step", step)
+    return step
+
+
 def handle(book, number):
     """The knob of slider 0 (learning rate) or 1 (damping)."""
     return book.page.locator(".natgrad-controls .noUi-handle").nth(number)
 
 
+def assert_moved(book, pixels, number):
+    assert book.pixels() != pixels and text_of(book, ".natgrad-big") != number
+    assert book.page.locator(".natgrad-plot").nth(1).get_attribute("data-stamp") != "step=0"
+
+
 def test_start_pause_step_reset(panel):
     book = panel()
-    assert stamp(book)["step"] == 0 and "κ = " in text_of(book, ".natgrad-big")
-    pixels, number = book.pixels(), text_of(book, ".natgrad-big")
+    shows(book, "step", 0)
+    pixels, number = steady(lambda: (book.pixels(), text_of(book, ".natgrad-big")), lambda seen: "κ = " in seen[1])
     book.screenshot("panel_first")
     book.button("Start").click()
     book.wait_drawn(30)
-    assert book.pixels() != pixels and text_of(book, ".natgrad-big") != number
-    assert book.page.locator(".natgrad-plot").nth(1).get_attribute("data-stamp") != "step=0"
+    soon(lambda: assert_moved(book, pixels, number))
     book.screenshot("panel_running")
-    book.button("Pause").click()
-    book.button("Start").wait_for()
-    book.page.wait_for_timeout(500)
-    step, frames = stamp(book)["step"], book.drawn()
+    step = pause(book)
     book.page.wait_for_timeout(500)
     assert stamp(book)["step"] == step, "paused is paused"
     book.button("Step").click()
-    book.wait_drawn(frames)
-    assert stamp(book)["step"] == step + 1
+    shows(book, "step", step + 1)
     book.button("Reset").click()
-    book.page.wait_for_function("() => / step=0 /.test(document.querySelector('.natgrad-heatmap-pixels').dataset.stamp)")
-    book.page.wait_for_timeout(300)
-    assert book.pixels() == pixels, "the same seed gives the same picture"
+    shows(book, "step", 0)
+    steady(book.pixels, lambda again: again == pixels)  # the same seed gives the same picture
     assert_clean(book)
 
 
@@ -83,21 +107,23 @@ def test_sliders_with_mouse_and_keys(panel):
     book.page.mouse.down()
     book.page.mouse.move(box["x"] + 30, box["y"] + box["height"] / 2, steps=6)
     book.page.mouse.up()
-    book.page.wait_for_function(
-        "old => !document.querySelector('.natgrad-heatmap-pixels').dataset.stamp.includes(old)",
-        arg=f"damping={before['damping']:.4g}",
-    )
-    book.page.wait_for_timeout(500)
-    assert stamp(book)["damping"] > before["damping"] and text_of(book, ".natgrad-damped") != damped
-    assert stamp(book, ".natgrad-plot")["damping"] == stamp(book)["damping"], "the line in the spectrum moved as well"
+
+    def assert_damping_moved():
+        shown = stamp(book)["damping"]
+        assert shown > before["damping"] and text_of(book, ".natgrad-damped") != damped
+        assert float(book.ask_kernel("print(panel.run.latest.record.damping)")) == pytest.approx(shown, rel=1e-3)
+        assert stamp(book, ".natgrad-plot")["damping"] == shown, "the line in the spectrum moved as well"
+
+    soon(assert_damping_moved)
     handle(book, 0).focus()
     for _ in range(5):
         book.page.keyboard.press("ArrowLeft")
-    book.page.wait_for_timeout(700)
-    deadline, used, shown = time.monotonic() + 15, 0.0, 1.0  # a busy machine is some moves behind
-    while abs(used - shown) > 1e-3 * shown and time.monotonic() < deadline:
+
+    def assert_rate_moved():
         used, shown = float(book.ask_kernel("print(panel.run.latest.record.lr)")), stamp(book)["lr"]
-    assert shown < before["lr"] and used == pytest.approx(shown, rel=1e-3)
+        assert shown < before["lr"] and used == pytest.approx(shown, rel=1e-3)
+
+    soon(assert_rate_moved)
     assert_clean(book)
 
 
@@ -106,7 +132,7 @@ def test_method_scale_part_and_cursor(panel):
     menus = book.page.locator(".natgrad-controls select")
     menus.nth(0).select_option("kfac")
     book.page.wait_for_function("() => /epoch=1 /.test(document.querySelector('.natgrad-heatmap-pixels').dataset.stamp)")
-    pixels = book.pixels()
+    pixels = steady(book.pixels)
     menus.nth(1).select_option("correlation")
     menus.nth(2).select_option(index=6)
     book.page.wait_for_function("() => document.querySelector('.natgrad-heatmap-pixels').width === 330")
@@ -123,9 +149,13 @@ def test_method_scale_part_and_cursor(panel):
         "F = ng.fisher.dense_fisher(panel.run.problem._training.model, ng.likelihoods.Categorical(), "
         "ng.datasets.digits().inputs[:50]).to_dense()[-330:, -330:]; print(float(F[2, 11] / (F[2, 2] * F[11, 11]) ** 0.5))"
     )
-    shown = float(text_of(book, ".natgrad-heatmap-readout").split(" = ")[1])
-    assert shown == pytest.approx(float(book.ask_kernel(fisher)), rel=1e-3)
-    assert "Condition number" in overlay.get_attribute("aria-label")
+    exact = float(book.ask_kernel(fisher))
+
+    def assert_described():
+        assert float(text_of(book, ".natgrad-heatmap-readout").split(" = ")[1]) == pytest.approx(exact, rel=1e-3)
+        assert "Condition number" in overlay.get_attribute("aria-label")
+
+    soon(assert_described)
     box = overlay.bounding_box()
     book.page.mouse.move(box["x"] + 200, box["y"] + 200)
     book.page.wait_for_function(
@@ -135,51 +165,50 @@ def test_method_scale_part_and_cursor(panel):
     assert_clean(book)
 
 
-@pytest.mark.parametrize("cell, parameters, least", [(DEFAULT, 3466, 3), (SMALL, 370, 5)], ids=["P=3466", "P=370"])
-def test_frames_a_second(panel, cell, parameters, least):
-    """Frames keep coming; the rate is printed. `least` is a third of what a quiet machine of two cores shows."""
+@pytest.mark.parametrize("cell, parameters", [(DEFAULT, 3466), (SMALL, 370)], ids=["P=3466", "P=370"])
+def test_frames_keep_coming(panel, cell, parameters):
+    """And are those of later and later steps; their rate is printed, not judged: another job may have the cores."""
     book = panel(cell)
     assert int(book.ask_kernel("print(panel.run.latest.arrays['dim'])")) == parameters
     book.button("Start").click()
-    book.page.wait_for_timeout(1000)
-    rates = []
-    while len(rates) < ATTEMPTS and max(rates, default=0) < least:
-        book.watch()
-        book.page.wait_for_timeout(4000)
-        times = [time for time, _ in book.noted()["paints"]]
-        rates.append((len(times) - 1) / (times[-1] - times[0]) * 1000)
-    print(f"\nframes a second at P={parameters}: {', '.join(f'{rate:.1f}' for rate in rates)}")
-    assert max(rates) >= least
+    book.wait_drawn(5)
+    book.watch()
+    book.wait_drawn(book.drawn() + 20)
+    paints = book.noted()["paints"]
+    times, steps = zip(*((time, float(re.search(r" step=(\S+)", words)[1])) for time, words in paints), strict=True)
+    print(f"\nframes a second at P={parameters}: {(len(times) - 1) / (times[-1] - times[0]) * 1000:.1f}")
+    assert list(steps) == sorted(steps) and len(set(steps)) > 10
     assert_clean(book)
 
 
+def assert_damping_above(book, before):
+    assert stamp(book)["damping"] > before
+
+
 @pytest.mark.parametrize("is_running", [True, False], ids=["running", "paused"])
-def test_a_moved_slider_shows_soon(panel, is_running):
-    """The median delay is printed: about 75 ms on a quiet machine of two cores; a busy one gets four times 150 ms."""
+def test_every_move_of_a_slider_shows(panel, is_running):
+    """Twenty moves, each painted before the next; the median delay is printed: about 75 ms on a quiet machine of two cores."""
     book = panel()
     if is_running:
         book.button("Start").click()
-        book.page.wait_for_timeout(1000)
+        book.wait_drawn(5)
     handle(book, 1).focus()
-    medians = []
-    while len(medians) < ATTEMPTS and min(medians, default=1e9) > 600:
-        book.watch()
-        for number in range(21):
-            # Uneven pauses, so that keys meet the frames at every phase.
-            book.page.keyboard.press("ArrowRight" if len(medians) % 2 == 0 else "ArrowLeft")
-            book.page.wait_for_timeout(330 + 17 * (number % 5))
-        noted = book.noted()
-        shown, last = [], None
-        for moment, words in noted["paints"]:
-            damping = re.search(r"damping=(\S+)", words)[1]
-            if damping != last and moment > noted["keys"][0]:
-                shown.append(moment)
-            last = damping
-        # The first key only shows which value was there before.
-        delays = [paint - key for key, paint in zip(noted["keys"][-20:], shown[-20:], strict=True)]
-        medians.append(statistics.median(delays))
-        print(f"\nslider to pixel, ms: median {medians[-1]:.0f}, of 20 from {min(delays):.0f} to {max(delays):.0f}")
-    assert min(medians) <= 600
+    book.watch()
+    for number in range(20):
+        before = stamp(book)["damping"]
+        book.page.keyboard.press("ArrowRight")
+        soon(lambda before=before: assert_damping_above(book, before))
+        book.page.wait_for_timeout(17 * (number % 5))  # so that keys meet the frames at every phase
+    painted(book.page)
+    noted = book.noted()
+    shown, last = [], None
+    for moment, words in noted["paints"]:
+        damping = re.search(r"damping=(\S+)", words)[1]
+        if damping != last and moment > noted["keys"][0]:
+            shown.append(moment)
+        last = damping
+    delays = [paint - key for key, paint in zip(noted["keys"], shown[-20:], strict=True)]
+    print(f"\nslider to pixel, ms: median {statistics.median(delays):.0f}, of 20 from {min(delays):.0f} to {max(delays):.0f}")
     assert_clean(book)
 
 
@@ -192,8 +221,9 @@ def test_a_reloaded_page_picks_the_run_up(panel):
     book.page.reload()
     book.wait_open()
     book.wait_drawn(10)
-    assert stamp(book)["step"] > step and book.button("Pause").is_visible()
-    assert book.ask_kernel("import threading; print(sum('natgrad-live' in t.name for t in threading.enumerate()))") == "1\n"
+    book.button("Pause").wait_for()
+    assert stamp(book)["step"] > step
+    threads_are(book, 1)
     assert_clean(book)
 
 
@@ -203,9 +233,9 @@ def test_a_cell_run_again_leaves_one_thread(panel):
     book.wait_drawn(5)
     book.run_all()
     book.page.wait_for_function("() => / step=0 /.test(document.querySelector('.natgrad-heatmap-pixels')?.dataset.stamp)")
-    assert book.ask_kernel("import threading; print(sum('natgrad-live' in t.name for t in threading.enumerate()))") == "1\n"
+    threads_are(book, 1)
     book.ask_kernel("ng.stop_all()")
-    assert book.ask_kernel("import threading; print(sum('natgrad-live' in t.name for t in threading.enumerate()))") == "0\n"
+    threads_are(book, 0)
     assert_clean(book)
 
 
@@ -216,11 +246,24 @@ def test_an_exception_shows_in_the_widget(panel):
     error = book.page.locator(".natgrad-error b")
     error.wait_for()
     assert error.inner_text() == "RuntimeError: no <i>more</i> steps"
-    assert error.bounding_box()["y"] < book.page.locator(".natgrad-heatmap").bounding_box()["y"]
+
+    def assert_above():
+        assert error.bounding_box()["y"] < book.page.locator(".natgrad-heatmap").bounding_box()["y"]
+
+    soon(assert_above)
     book.screenshot("panel_error")
     book.button("Reset").click()
     error.wait_for(state="detached")
     assert_clean(book)
+
+
+def assert_inside(book, width):
+    box = book.page.locator(".natgrad-panel").bounding_box()
+    for selector in (".natgrad-controls", ".natgrad-headline", ".natgrad-heatmap-stage", ".natgrad-plot .main-svg"):
+        for part in book.page.locator(selector).all():
+            inner = part.bounding_box()
+            assert inner["x"] >= box["x"] - 1, (selector, width)
+            assert inner["x"] + inner["width"] <= box["x"] + box["width"] + 1, (selector, width)
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
@@ -230,18 +273,13 @@ def test_nothing_sticks_out(panel, theme):
     for method in ("sgd", "kfac"):
         book.page.locator(".natgrad-controls select").nth(0).select_option(method)
         book.button("Start").click()
-        book.page.wait_for_timeout(1500)
+        book.wait_drawn(book.drawn() + 3)
         book.button("Pause").click()
+        book.button("Start").wait_for()
     for width, height in ((800, 1400), (1280, 1000), (1600, 1000)):
         book.page.set_viewport_size({"width": width, "height": height})
-        book.page.wait_for_timeout(1000)
+        soon(lambda width=width: assert_inside(book, width))
         book.screenshot(f"panel_{theme.lower()}_{width}")
-        box = book.page.locator(".natgrad-panel").bounding_box()
-        for selector in (".natgrad-controls", ".natgrad-headline", ".natgrad-heatmap-stage", ".natgrad-plot .main-svg"):
-            for part in book.page.locator(selector).all():
-                inner = part.bounding_box()
-                assert inner["x"] >= box["x"] - 1, (selector, width)
-                assert inner["x"] + inner["width"] <= box["x"] + box["width"] + 1, (selector, width)
     assert_clean(book)
     book.command("apputils:change-theme", theme="JupyterLab Light")  # the server keeps it
 
@@ -254,7 +292,7 @@ def test_menus_have_their_arrow_keys(panel):
     menu.focus()
     book.page.keyboard.press("ArrowDown")
     book.page.wait_for_function(
-        "before => document.querySelector('.natgrad-controls select').selectedIndex === before + 1", arg=before, timeout=10_000
+        "before => document.querySelector('.natgrad-controls select').selectedIndex === before + 1", arg=before
     )
     assert menu.evaluate("node => node === document.activeElement"), "the focus stays on the menu"
     assert_clean(book)
