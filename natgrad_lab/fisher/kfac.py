@@ -128,5 +128,6 @@ def _gram(rows: Tensor, count: int) -> Tensor:
         return (rows.T @ rows).div_(count)
     out = rows.new_empty(width, width)
     for start in range(0, width, _STRIP):
-        torch.mm(rows[:, start : start + _STRIP].T, rows[:, start:], out=out[start : start + _STRIP, start:])
-    return mirror_upper(out, _STRIP).div_(count)
+        strip = out[start : start + _STRIP, start:]
+        torch.addmm(strip, rows[:, start : start + _STRIP].T, rows[:, start:], beta=0, alpha=1 / count, out=strip)
+    return mirror_upper(out, _STRIP)

@@ -1,16 +1,25 @@
 """Records or matrices in, plotly Figures out. Pure functions; nothing is shown, nothing computed but pictures."""
 
-import plotly.io
+import sys
 
 from natgrad_lab.plots.curves import loss_figure, loss_spec, spectrum_figure, spectrum_spec
 from natgrad_lab.plots.deep_linear import rate_figure
 from natgrad_lab.plots.heatmap import SCALES, Picture, fisher_heatmap_figure, fisher_picture
 from natgrad_lab.plots.style import colour_table, method_colour
 
-# plotly's own notebook renderer: no button that uploads the chart, no logo
-plotly.io.renderers["plotly_mimetype"].config = {"showSendToCloud": False, "displaylogo": False}
-
 __all__ = [
     "SCALES", "Picture", "colour_table", "fisher_heatmap_figure", "fisher_picture", "loss_figure", "loss_spec",
     "method_colour", "rate_figure", "spectrum_figure", "spectrum_spec",
 ]  # fmt: skip
+
+
+def _plain_buttons() -> None:
+    """In a notebook: no button of plotly's that uploads a chart, no logo. Elsewhere its renderers take 2 seconds to load."""
+    shell = sys.modules.get("IPython")
+    if shell is not None and shell.get_ipython() is not None:
+        import plotly.io
+
+        plotly.io.renderers["plotly_mimetype"].config = {"showSendToCloud": False, "displaylogo": False}
+
+
+_plain_buttons()

@@ -49,7 +49,7 @@ def dashboard(tmp_path):
         pytest.fail("".join(lines))
     yield found[0], torch.from_numpy(inputs[:6])
     server.send_signal(signal.SIGINT)
-    rest, _ = server.communicate(timeout=30)
+    rest, _ = server.communicate(timeout=120)
     assert server.returncode == 0 and rest == "ended.\n"
 
 

@@ -111,7 +111,6 @@ def test_sliders_with_mouse_and_keys(panel):
     def assert_damping_moved():
         shown = stamp(book)["damping"]
         assert shown > before["damping"] and text_of(book, ".natgrad-damped") != damped
-        assert float(book.ask_kernel("print(panel.run.latest.record.damping)")) == pytest.approx(shown, rel=1e-3)
         assert stamp(book, ".natgrad-plot")["damping"] == shown, "the line in the spectrum moved as well"
 
     soon(assert_damping_moved)
