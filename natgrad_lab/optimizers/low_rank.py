@@ -27,8 +27,8 @@ def preconditioned_gradient(
     fisher: StructuredMatrix,
     *,
     is_inverse_of_it: bool = False,
-) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
-    """P g and F P g, for the inverse P and the Fisher F.
+) -> tuple[Float[Tensor, " P"], float]:
+    """d = P g and dᵀF d, for the inverse P and the Fisher F.
 
     A layer's gradient is −(1/N) Σ_n s_n a_nᵀ, so that (G ⊗ A) g = −(1/N) Σ_n (G s_n)(A a_n)ᵀ: N rows are multiplied instead of
     a whole matrix where that is less work. Everything else takes the products of the structures.
@@ -40,16 +40,19 @@ def preconditioned_gradient(
     """
     by_layer = isinstance(inverse, BlockDiagonal) and isinstance(fisher, BlockDiagonal)
     if not by_layer or len(fisher.blocks) != len(scores.layers):
-        return _by_products(gradient, inverse, fisher)
-    parts = gradient.split([block.dim for block in inverse.blocks])
-    pairs = [
-        _by_rows(layer.loss_rows, P, F, is_inverse_of_it)
-        if isinstance(layer.loss_rows, KhatriRaoRows) and _is_cheaper(scores.num_examples, P, F, is_inverse_of_it)
-        else _by_products(part, P, F)
-        for layer, part, P, F in zip(scores.layers, parts, inverse.blocks, fisher.blocks, strict=True)
-    ]
-    vector, product = (torch.cat(each) for each in zip(*pairs, strict=True))
-    return vector, product
+        vector = inverse.matmul(gradient)
+        return vector, float(vector @ fisher.matmul(vector))
+    vector, curvatures = torch.empty_like(gradient), []
+    sizes = [block.dim for block in inverse.blocks]
+    parts = zip(gradient.split(sizes), vector.split(sizes), strict=True)
+    for layer, (part, out), P, F in zip(scores.layers, parts, inverse.blocks, fisher.blocks, strict=True):
+        rows = layer.loss_rows
+        if isinstance(rows, KhatriRaoRows) and _is_cheaper(scores.num_examples, P, F, is_inverse_of_it):
+            curvatures.append(_by_rows(rows, P, F, is_inverse_of_it, out))
+        else:
+            out.copy_(P.matmul(part))
+            curvatures.append(out @ F.matmul(out))
+    return vector, float(sum(curvatures))
 
 
 def layers_by_rows(
@@ -79,7 +82,14 @@ def _is_cheaper(num_examples: int, inverse: StructuredMatrix, fisher: Structured
     return num_examples * (sides * (m**2 + n**2) + 2 * m * n) < 2 * m * n * (m + n)
 
 
-def _by_rows(rows: KhatriRaoRows, inverse: Kronecker | KroneckerInverse, fisher: Kronecker, is_inverse_of_it: bool) -> tuple:
+def _by_rows(
+    rows: KhatriRaoRows,
+    inverse: Kronecker | KroneckerInverse,
+    fisher: Kronecker,
+    is_inverse_of_it: bool,
+    out: Float[Tensor, " p"],
+) -> Tensor:
+    """A layer's P g into `out`; returns its curvature."""
     inputs, scores = rows.inputs, rows.scores[0] / -len(rows.inputs)
     solved = inverse.left_rows(scores), inverse.right_rows(inputs)
     pushed = (None, None)
@@ -89,7 +99,11 @@ def _by_rows(rows: KhatriRaoRows, inverse: Kronecker | KroneckerInverse, fisher:
         multiplied(rows) if known is None else known
         for known, rows, multiplied in zip(pushed, solved, (fisher.left_rows, fisher.right_rows), strict=True)
     )
-    return (solved[0].T @ solved[1]).flatten(), (left.T @ right).flatten()
+    (N, m), n = scores.shape, inputs.shape[1]
+    torch.mm(solved[0].T, solved[1], out=out.view(m, n))
+    if N * (m + n) < m * n:  # ⟨UᵀW, LᵀR⟩ = ⟨U Lᵀ, W Rᵀ⟩
+        return (solved[0] @ left.T * (solved[1] @ right.T)).sum()
+    return out @ (left.T @ right).flatten()
 
 
 def _undamped(rows: Float[Tensor, "N m"], solved: Float[Tensor, "N m"], damping: float) -> Float[Tensor, "N m"] | None:
@@ -97,8 +111,3 @@ def _undamped(rows: Float[Tensor, "N m"], solved: Float[Tensor, "N m"], damping:
     difference = torch.sub(rows, solved, alpha=damping)
     left, whole = torch.linalg.vector_norm(difference), torch.linalg.vector_norm(rows)
     return difference if left >= _CANCELLED * whole else None
-
-
-def _by_products(gradient: Tensor, inverse: StructuredMatrix, fisher: StructuredMatrix) -> tuple[Tensor, Tensor]:
-    vector = inverse.matmul(gradient)
-    return vector, fisher.matmul(vector)

@@ -82,9 +82,9 @@ class NaturalGradient(FlatOptimizer):
         started = time.perf_counter()
         inverse = self._inverted(damping)
         known = self._is_inverse_of_it
-        vector, product = preconditioned_gradient(scores, gradient, inverse, self.fisher, is_inverse_of_it=known)
+        vector, curvature = preconditioned_gradient(scores, gradient, inverse, self.fisher, is_inverse_of_it=known)
         phases["solve"] = time.perf_counter() - started
-        return Direction(vector, product, self.fisher.matmul)
+        return Direction(vector, curvature, self.fisher.matmul)
 
     def _refresh(self, scores: ScorePass) -> None:
         """Average the batch's statistics in, where they are due."""
@@ -139,7 +139,8 @@ class ExactNaturalGradient(FlatOptimizer):
         self.solution = fisher.solve(damping)
         phases["solve"] = time.perf_counter() - started
         product = partial(_in_float64, fisher.rows.matmul)
-        return Direction(self.solution.direction, self.solution.fisher_product, product)
+        curvature = float(self.solution.direction @ self.solution.fisher_product)
+        return Direction(self.solution.direction, curvature, product)
 
 
 def _in_float64(product: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:

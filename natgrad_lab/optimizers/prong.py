@@ -182,9 +182,9 @@ class Prong(FlatOptimizer):
         if self.momentum:
             fresh = self.velocity = {name: self._velocity(name, new) for name, new in fresh.items()}
         vector = torch.cat(list(fresh.values()))
-        product = self._product(layout, vector)
+        curvature = float(vector @ self._product(layout, vector))
         phases["solve"] = time.perf_counter() - started
-        return Direction(vector, product, lambda vector: self._product(layout, vector))
+        return Direction(vector, curvature, lambda vector: self._product(layout, vector))
 
     def _velocity(self, name: str, new: Tensor) -> Tensor:
         """Heavy-ball; a layer that did not train before starts at rest."""

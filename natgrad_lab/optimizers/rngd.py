@@ -95,9 +95,9 @@ class RNGD(FlatOptimizer):
             self.inverses, self._inverted_damping = inverses, damping
         vector = self._applied(self.inverses, stages, gradient)
         product = partial(self._applied, self.metrics, stages)
-        pushed = product(vector)
+        curvature = float(vector @ product(vector))
         phases["solve"] = time.perf_counter() - started
-        return Direction(vector, pushed, product)
+        return Direction(vector, curvature, product)
 
     def _applied(self, matrices: dict[str, Tensor], stages: list, vector: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         """Each unit's part of the vector times its matrix; I for a layer that has none yet."""

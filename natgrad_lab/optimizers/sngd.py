@@ -87,9 +87,9 @@ class SNGD(FlatOptimizer):
             self.velocity = vector if self.velocity is None else self.momentum * self.velocity + vector
             vector = self.velocity
         product = partial(self._applied, [fisher.matrix for fisher in self.fishers])
-        pushed = product(vector)
+        curvature = float(vector @ product(vector))
         phases["solve"] = time.perf_counter() - started
-        return Direction(vector, pushed, product)
+        return Direction(vector, curvature, product)
 
     def _is_due(self, layout: ParameterLayout) -> bool:
         """Every so many steps, and at once where other layers train than before."""

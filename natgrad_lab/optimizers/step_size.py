@@ -17,14 +17,16 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Direction:
-    """A direction d (P,) uphill, and F d with the Fisher it came from (flat order).
+    """A direction d (P,) uphill, flat order, with what the Fisher F it came from says of it.
 
-    `product` is v ↦ F v, for a step whose parameters have different learning rates; without it F is taken not to mix them.
+    Attributes:
+        curvature: dᵀF d.
+        product: v ↦ F v, for a step whose parameters have different learning rates.
     """
 
     vector: Float[Tensor, " P"]
-    fisher_product: Float[Tensor, " P"]
-    product: Callable[[Tensor], Tensor] | None = None
+    curvature: float
+    product: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,9 @@ class ConstantStep:
         """The update and its model."""
         update = direction.vector * -lr
         if isinstance(lr, Tensor):
-            pushed = direction.fisher_product * -lr if direction.product is None else direction.product(update)
-            curvature = float(update @ pushed)
+            curvature = float(update @ direction.product(update))
         else:
-            curvature = lr * lr * float(direction.vector @ direction.fisher_product)
+            curvature = lr * lr * direction.curvature
         return Move(update, float(gradient @ update), curvature)
 
     def clipped(self, move: Move) -> Move:
