@@ -119,11 +119,6 @@ def _refuse_real_targets(name: str, outputs: Tensor, targets: Tensor) -> None:
         raise ValueError(f"targets hold NaN or infinity (first in example {bad}). Remove or repair those examples.")
 
 
-def _softmax(outputs: Tensor) -> Tensor:
-    """Softmax over the last dimension, computed on the transpose: several times faster on a CPU when classes are few."""
-    return outputs.T.contiguous().softmax(0).T
-
-
 @dataclass(frozen=True)
 class Categorical(Likelihood):
     """One of C classes, outputs are logits: p(y | f) = softmax(f)_y. Targets: integers (N,) in 0 .. C−1.
@@ -161,13 +156,13 @@ class Categorical(Likelihood):
 
     def score(self, outputs: Float[Tensor, "N C"], targets: Tensor) -> Float[Tensor, "N C"]:
         """e_y − softmax(f)."""
-        score = -_softmax(outputs)
+        score = -outputs.softmax(-1)
         return score.scatter_add_(-1, targets.long().unsqueeze(-1), torch.ones_like(outputs[:, :1]))
 
     def sample(self, outputs: Float[Tensor, "N C"], num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Classes (num_samples, N), by inversion: the first class whose cumulative probability exceeds a uniform number."""
         generator = _own_generator(generator, outputs.device)
-        cumulative = _softmax(outputs).T.cumsum(0)[:-1]  # (C - 1, N)
+        cumulative = outputs.softmax(-1).T.cumsum(0)[:-1]  # (C - 1, N)
         shape = (num_samples, 1, outputs.shape[0])
         uniform = torch.rand(shape, generator=generator, dtype=outputs.dtype, device=outputs.device)
         return (cumulative <= uniform).sum(1)

@@ -124,9 +124,9 @@ def _kronecker(scores: Tensor, inputs: Tensor, num_examples: int, num_inputs: in
 def _gram(rows: Tensor, count: int) -> Tensor:
     """Σ of the rows' outer products / count; a large one by strips of its upper triangle, little more than half the work."""
     num_rows, width = rows.shape
-    if num_rows * width**2 < _LARGE:
-        return (rows.T @ rows).div_(count)
     out = rows.new_empty(width, width)
+    if num_rows * width**2 < _LARGE:
+        return torch.addmm(out, rows.T, rows, beta=0, alpha=1 / count, out=out)
     for start in range(0, width, _STRIP):
         strip = out[start : start + _STRIP, start:]
         torch.addmm(strip, rows[:, start : start + _STRIP].T, rows[:, start:], beta=0, alpha=1 / count, out=strip)

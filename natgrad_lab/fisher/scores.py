@@ -57,8 +57,8 @@ def output_scores(
             scores[s, :, :, s] = columns[:, :, s]
         return scores.flatten(0, 1)
     if fisher_type == "monte_carlo":
-        samples = likelihood.sample(flat, num_samples, generator)
-        scores = torch.stack([likelihood.score(flat, sample) for sample in samples]) / num_samples**0.5
+        drawn = [likelihood.score(flat, sample) for sample in likelihood.sample(flat, num_samples, generator)]
+        scores = torch.stack(drawn) / num_samples**0.5 if num_samples > 1 else drawn[0].unsqueeze(0)
     else:
         scores = likelihood.score(flat, targets).unsqueeze(0)
     return scores.unflatten(1, (num_examples, positions))
