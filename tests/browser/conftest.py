@@ -271,7 +271,8 @@ _PUT = """(sources) => {
 }"""
 
 _FORGET = """
-import ipywidgets, natgrad_lab
+import os, ipywidgets, natgrad_lab
+os.environ.pop("NATGRAD_FAST", None)
 natgrad_lab.stop_all()
 ipywidgets.Widget.close_all()
 get_ipython().run_line_magic("reset", "-f")
