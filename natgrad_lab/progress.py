@@ -8,6 +8,7 @@ from numbers import Real
 
 GIB = 2**30
 _QUIET_SECONDS = 1.0  # work shorter than this shows no bar
+_LINE_SECONDS = 30.0
 
 
 def announce(num_bytes: Real, what: str) -> None:
@@ -36,14 +37,18 @@ def _is_unwatched() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("NATGRAD_STILL", "NATGRAD_FAST"))
 
 
-class _Silent:
-    """Where rich is not installed: one line at the start, nothing after."""
+class _Lines:
+    """Where no bar can be drawn (a log file, rich not installed): a line at the start, and then every half a minute."""
 
     def __init__(self, what: str, total: int):
+        self._what, self._total, self._said = what, total, time.monotonic()
         print(f"natgrad_lab: {what}, {total} pieces ...", file=sys.stderr, flush=True)
 
     def update(self, task: None, completed: int) -> None:
-        """Do nothing."""
+        """Say how far it is, if that was not said lately."""
+        if time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            print(f"natgrad_lab: {self._what}, {completed} of {self._total}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Do nothing."""
@@ -54,14 +59,17 @@ def _bar(what: str, total: int) -> tuple:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        return _Silent(what, total), None
+        return _Lines(what, total), None
+    console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        return _Lines(what, total), None
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task(what, total=total)
     bar.start()
     return bar, task

@@ -18,17 +18,22 @@ def test_short_work_shows_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("rich", [True, False])
-def test_long_work_shows_a_bar_on_stderr_with_and_without_rich(monkeypatch, capsys, rich):
+@pytest.mark.parametrize("way", ["bar", "file", "without rich"])
+def test_long_work_shows_a_bar_on_stderr_or_lines_where_there_can_be_none(monkeypatch, capsys, way):
     monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
-    if not rich:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    if way == "bar":
+        monkeypatch.setenv("FORCE_COLOR", "1")  # which rich takes for a terminal
+    if way == "without rich":
         monkeypatch.setitem(sys.modules, "rich.console", None)
         monkeypatch.setitem(sys.modules, "rich.progress", None)
     assert list(progress.track(range(3), "overview")) == [0, 1, 2]
     out, err = capsys.readouterr()
     assert out == ""
-    if not rich:
-        assert err == "natgrad_lab: overview, 3 pieces ...\n"
+    if way == "bar":
+        assert "overview" in err and "/3" in err and "pieces" not in err
+    else:
+        assert err.splitlines() == [f"natgrad_lab: overview, {words}" for words in ("3 pieces ...", "1 of 3", "2 of 3")]
 
 
 def test_a_bar_stops_when_the_work_is_left(monkeypatch):
