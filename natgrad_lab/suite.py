@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome", "msedge")
-WORKERS = (os.cpu_count() or 1) + 1  # some wait for a process, a file or a page
-TOGETHER = ("-q", "-n", str(WORKERS), "--dist", "worksteal", "-m", "not browser")
+TOGETHER = ("-q", "-n", "auto", "--dist", "worksteal", "-m", "not browser")
 IN_BROWSERS = ("-q", "-n", "2", "--dist", "worksteal", "-m", "browser")  # each worker has a JupyterLab and a browser of its own
 SOME_FAILED = 1  # pytest's exit code
 ONCE_MORE = ("-q", "-m", "browser", "--last-failed", "--last-failed-no-failures", "none")

@@ -87,17 +87,21 @@ def test_figures_share_no_state():
     assert loss_spec({"sgd": records(1.0)})["layout"]["xaxis"]["title"]["text"] == "optimizer steps taken"
 
 
-def test_figures_shown_by_plotly_itself_cannot_be_uploaded():
-    """In a notebook, that is; a process that shows none does without plotly's renderers, which load for 2 seconds."""
-    code = """
-import sys
-from IPython.core.interactiveshell import InteractiveShell
-import natgrad_lab.plots, plotly.graph_objects
-assert "plotly.io._renderers" not in sys.modules and "nbformat" not in sys.modules
-InteractiveShell.instance()
-del sys.modules["natgrad_lab.plots"]
-import natgrad_lab.plots, plotly.io
-print(plotly.io.renderers["plotly_mimetype"].config)
-"""
+def test_figures_shown_by_plotly_itself_cannot_be_uploaded(monkeypatch):
+    """In a notebook, that is."""
+    import plotly.io
+
+    from natgrad_lab import plots
+
+    renderer = plotly.io.renderers["plotly_mimetype"]
+    monkeypatch.setattr(renderer, "config", {})
+    for shell, expected in ((None, {}), (object(), {"showSendToCloud": False, "displaylogo": False})):
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        plots._plain_buttons()
+        assert renderer.config == expected
+
+
+def test_a_process_that_shows_no_figure_loads_no_renderers():
+    code = "import sys, natgrad_lab.plots, plotly.graph_objects as go\nprint({'plotly.io._renderers', 'nbformat'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "{'showSendToCloud': False, 'displaylogo': False}\n", done.stderr
+    assert done.stdout == "set()\n", done.stderr
