@@ -102,6 +102,6 @@ def test_figures_shown_by_plotly_itself_cannot_be_uploaded(monkeypatch):
 
 
 def test_a_process_that_shows_no_figure_loads_no_renderers():
-    code = "import sys, natgrad_lab.plots, plotly.graph_objects as go\nprint({'plotly.io._renderers', 'nbformat'} & set(sys.modules))"
+    code = "import sys, natgrad_lab.plots, plotly.graph_objects; print({'plotly.io._renderers', 'nbformat'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "set()\n", done.stderr
