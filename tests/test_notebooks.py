@@ -69,8 +69,8 @@ def decorate(path):
 
 
 def started_since(threads):
-    """The threads that are there now and were not, after ten seconds' time to end."""
-    deadline = time.monotonic() + 10
+    """The threads that are there now and were not, after a minute's time to end."""
+    deadline = time.monotonic() + 60
     while set(threading.enumerate()) - threads and time.monotonic() < deadline:
         time.sleep(0.05)
     return set(threading.enumerate()) - threads

@@ -200,7 +200,7 @@ def test_an_endless_loop_costs_its_exercise_only(quick):
     evil = RIGHT.format(evil="while True: pass") + "\ndef pullback_step(F, g, J):\n    import time\n    time.sleep(999)\n"
     record = grade(submitted(evil, standalone(find_exercise("3.4").reference)), quick, SETTINGS)
     keys = {v.exercise: v.failed[0][1] if v.failed else "" for v in record.verdicts}
-    assert keys["3.1"] == keys["3.2"] == "slow" and keys["3.4"] == "" and time.monotonic() - started < 30
+    assert keys["3.1"] == keys["3.2"] == "slow" and keys["3.4"] == "" and time.monotonic() - started < 120
     assert all("1.5 seconds" in words for _, _, words in record.verdicts[0].failed)
 
 

@@ -123,7 +123,7 @@ def test_close_from_a_previewing_listener(make):
     run.subscribe(lambda frame: run.close() if frame.choices["lr"] == 0.2 else None)
     started = time.monotonic()
     run.set(lr=0.2)
-    assert time.monotonic() - started < 5 and run.state == "closed"
+    assert time.monotonic() - started < 60 and run.state == "closed"
     gate.set()
     assert wait_until(lambda: not run._thread.is_alive())
 

@@ -12,7 +12,7 @@ from natgrad_lab.likelihoods import Categorical
 from natgrad_lab.models import mlp
 
 
-def wait_for(condition, seconds=10.0):
+def wait_for(condition, seconds=60.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"

@@ -67,7 +67,7 @@ class Counter:
         return {**arrays, "previewed": changes["lr"]} if self.previews and changes.keys() == {"lr"} else None
 
 
-def wait_until(condition, seconds=10.0):
+def wait_until(condition, seconds=60.0):
     """Poll until `condition()`; False if it never held."""
     pause = threading.Event()
     for _ in range(int(seconds / 0.002)):
