@@ -177,9 +177,9 @@ def _pieces(name: str, module: nn.Module, trainable: tuple[str, ...]) -> list[tu
         return [(name, trainable, False)]
     if "weight" not in trainable or not {"weight", "bias"}.issuperset(trainable):
         raise UnsupportedLayerError(
-            f"layer {name!r} ({type(module).__name__}) trains {', '.join(trainable)} but not just its weight or its "
-            f"weight and bias. Freeze the rest as well, or train the weight: model.get_submodule({name!r})"
-            ".requires_grad_(...)."
+            f"layer {name!r} ({type(module).__name__}) trains {', '.join(trainable)}; such a layer trains its weight, or its "
+            f"weight and bias, and nothing else. Train or freeze it as a whole: model.get_submodule({name!r})"
+            ".requires_grad_(True or False)."
         )
     return [(name, trainable, True)]
 
