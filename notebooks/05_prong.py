@@ -325,11 +325,10 @@ ng.widgets.card("prong_race")
 
 # %%
 config = ExperimentConfig(sizes=(64, 32, 10), dataset="digits", num_examples=300, steps=61, dtype="float64", device="cpu")
+rates = (0.3, 1.0) if is_fast() else (0.1, 0.3, 1.0, 3.0)
 methods = {
-    "sgd": [{"method": "sgd", "lr": lr} for lr in (0.1, 0.3, 1.0, 3.0)],
-    "prong": [
-        {"method": "prong", "lr": lr, "damping": 0.1, "options": {"reparametrize_every": 20}} for lr in (0.1, 0.3, 1.0, 3.0)
-    ],
+    "sgd": [{"method": "sgd", "lr": lr} for lr in rates],
+    "prong": [{"method": "prong", "lr": lr, "damping": 0.1, "options": {"reparametrize_every": 20}} for lr in rates],
 }
 for seed in seeds:
     ends = {}

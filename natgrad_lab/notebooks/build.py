@@ -46,7 +46,7 @@ def build(paths: Iterable[str | os.PathLike] | None = None, *, check: bool = Fal
     Args:
         paths: sources (`.py`, or the `.ipynb` beside it), or names of some in notebooks/; None: all of them.
         check: execute and write nothing.
-        fast: execute with NATGRAD_FAST=1, and write nothing: a trial run.
+        fast: execute with NATGRAD_FAST=1, draw and write nothing: a trial run.
     Returns: a `Built` for each notebook; with `check` a sentence for each that is out of date, so [] if all is well.
     Raises: RuntimeError if a cell fails or warns; ValueError if a notebook has become too large or holds a path.
     """
@@ -124,8 +124,9 @@ def execute(notebook, folder: Path, *, fast: bool = False, timeout: int = 300) -
             return KernelSpec(argv=argv, display_name=kernel_name, language="python")
 
     search = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # NATGRAD_STILL: cards give the figure from which a picture is drawn.
-    environ = {**os.environ, "PYTHONPATH": search, "NATGRAD_FAST": str(int(fast)), "NATGRAD_STILL": "1"}
+    # NATGRAD_STILL: cards give the figure from which a picture is drawn. A trial run draws none.
+    modes = {"NATGRAD_FAST": str(int(fast)), "NATGRAD_STILL": str(int(not fast))}
+    environ = {**os.environ, "PYTHONPATH": search, **modes}
     client = NotebookClient(
         notebook, km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()), timeout=timeout,
         store_widget_state=False, record_timing=False, resources={"metadata": {"path": str(folder)}},
@@ -149,7 +150,7 @@ def _build(path: Path, fast: bool) -> Built:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             output.pop("metadata", None)
-            if "data" in output:
+            if "data" in output and not fast:
                 output["data"], output["metadata"] = still(output["data"], cell.source), {}
     text = nbformat.writes(notebook) + "\n"
     _refuse(path, notebook, len(text.encode()))

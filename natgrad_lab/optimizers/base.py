@@ -21,6 +21,10 @@ from natgrad_lab.shapes import Float, Tensor
 __all__ = ["Direction", "Evaluation", "FlatOptimizer", "Move", "check_lr", "trained_parameters"]
 
 
+# PyTorch's wrapper of it only keeps torch.compile out, and imports torch._dynamo for that: a second at the first optimizer.
+plain_groups = getattr(Optimizer.add_param_group, "__wrapped__", Optimizer.add_param_group)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Objective and gradient at the present parameters, and the pass that a Fisher is estimated from.
@@ -52,6 +56,7 @@ class FlatOptimizer(Optimizer):
 
     fisher_type = "exact"
     num_samples = 1
+    add_param_group = plain_groups
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """First-order baselines: PyTorch's own SGD and Adam, stepped on a batch and recorded like every other method."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from natgrad_lab.derivatives import refuse_inputs, refuse_output_shape, refuse_weights, run_model
 from natgrad_lab.likelihoods import Likelihood
-from natgrad_lab.optimizers.base import check_lr, trained_parameters
+from natgrad_lab.optimizers.base import check_lr, plain_groups, trained_parameters
 from natgrad_lab.optimizers.record import StepRecord
 from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.shapes import Tensor
@@ -22,6 +23,8 @@ class RecordedStep:
     Any module with a flat order will do, in train or eval mode: only the loss and its gradient are needed. `damping` is
     accepted so that all methods are made alike; a first-order method has none, and its records say nan.
     """
+
+    add_param_group = plain_groups
 
     def _begin(self, model: nn.Module, likelihood: Likelihood) -> None:
         self.model, self.likelihood = model, likelihood
@@ -63,7 +66,8 @@ class RecordedStep:
         try:
             for parameter in parameters:
                 parameter.grad = gradients.get(parameter)
-            apply()
+            with torch.no_grad():
+                apply()
         except RuntimeError as error:
             if "overflow" not in str(error):
                 raise
@@ -85,8 +89,11 @@ class RecordedStep:
 
 
 def plain_step(kind: type[Optimizer]) -> Callable:
-    """The step of PyTorch's own class without the wrapper that runs step hooks, which that of ours has too."""
-    return kind.step.__wrapped__ if getattr(kind.step, "hooked", False) else kind.step
+    """The step of PyTorch's own class without its wrappers: step hooks run once, by the wrapper that ours has too.
+
+    The other wrapper turns gradients off, as the caller does here, and loads torch._dynamo.
+    """
+    return inspect.unwrap(kind.step)
 
 
 class SGD(RecordedStep, torch.optim.SGD):

@@ -179,14 +179,14 @@ class CardView(ipw.VBox):
     def _show(self, state: dict[str, Any]) -> None:
         result = self._result(state)
         number, words = self.card.headline(result)
-        figure = figure_data(self.card.draw(result))
+        figure = self._figure = figure_data(self.card.draw(result))
         if self.plot.height != height_of(figure["layout"]):
             self.plot.height = height_of(figure["layout"])
         self._shown = state_code(self.card, state)
         self.plot.show(lambda: figure, urgent=True, stamp=self._shown, alt=card_text.alt(self.card, number, words))
         self.headline.value = card_text.headline(number, words)
 
-    _shown = ""
+    _shown, _figure = "", None
 
     def _result(self, state: dict[str, Any]) -> dict[str, Any]:
         code = state_code(self.card, state)
@@ -212,7 +212,9 @@ class CardView(ipw.VBox):
         if os.environ.get("NATGRAD_STILL", "0") in ("", "0"):
             return bundle
         data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
-        figure = json_ready(figure_data(self.card.draw(self._result(self.state()))))
+        if self._shown != self.code():
+            self._show(self.state())
+        figure = json_ready(self._figure)
         figure["layout"]["template"] = {"layout": {"hovermode": "closest"}}  # any, so that plotly does not add its own
         data = {**data, PLOTLY: figure}
         return (data, *rest) if rest else data

@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -559,3 +561,18 @@ def test_methods_are_these_and_flatten_is_what_it_says():
     model = nn.Linear(2, 2)
     assert torch.equal(flatten(model, list(model.parameters())), torch.cat([model.weight, model.bias[:, None]], 1).flatten())
     assert linears(model) == [model]
+
+
+def test_no_method_loads_the_compiler_of_pytorch():
+    """torch._dynamo takes longer to import than a lesson's steps take; PyTorch's own optimizers load it when they are made."""
+    code = """
+import sys, torch
+from natgrad_lab import datasets, likelihoods, models, optimizers
+data = datasets.digits().select(slice(20))
+for name in ("sgd", "momentum", "adam", "exact_ngd", "kfac", "kfac_adaptive", "prong", "sngd"):
+    optimizer = optimizers.METHODS[name](models.mlp((64, 10)), likelihoods.Categorical(), lr=0.1, damping=0.1)
+    assert optimizer.step(data.inputs, data.targets).status == "ok", name
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
@@ -105,3 +106,24 @@ def test_a_process_that_shows_no_figure_loads_no_renderers():
     code = "import sys, natgrad_lab.plots, plotly.graph_objects; print({'plotly.io._renderers', 'nbformat'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_in_a_notebook_nbformat_is_loaded_when_more_than_its_version_is_asked_for():
+    """It takes seconds, and plotly asks for its version when a figure is shown. Who looks through all modules loads nothing."""
+    code = """
+import inspect, sys
+from IPython.testing.globalipapp import start_ipython
+start_ipython()
+import natgrad_lab.plots, plotly.graph_objects as go
+from plotly.io import _renderers
+inspect.getmodule(inspect.currentframe()), [hasattr(module, "__file__") for module in list(sys.modules.values())]
+go.Figure().show("json")
+print("nbformat.v4" in sys.modules, _renderers.nbformat.__version__)
+import nbformat.v4
+from nbformat import __version__
+is_one = nbformat is sys.modules["nbformat"] and _renderers.nbformat.v4 is nbformat.v4
+print(is_one, __version__, nbformat.v4.new_notebook()["nbformat"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    found = version("nbformat")
+    assert done.stdout.splitlines()[-2:] == [f"False {found}", f"True {found} 4"], done.stdout + done.stderr

@@ -204,16 +204,24 @@ def deal(generator: torch.Generator) -> dict[str, str]:
 
 def clinic(generator: torch.Generator) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
     """A clinic: letter → diagnosis, and letter → probe → number; 60 digits and weights drawn from the generator."""
-    inputs, targets = small_digits()
+    (chosen, model, letters), (inputs, targets) = _drawn(generator), small_digits()
+    numbers = examine(model, inputs[chosen], targets[chosen])
+    return letters, {letter: numbers[name] for letter, name in letters.items()}
+
+
+def _drawn(generator: torch.Generator) -> tuple[torch.Tensor, nn.Module, dict[str, str]]:
+    """Which digits, the network, and the letters."""
     chosen = torch.randperm(100, generator=generator)[:60]
     model = models.mlp((16, 10), generator=generator, dtype=F64)
-    letters, numbers = deal(generator), examine(model, inputs[chosen], targets[chosen])
-    return letters, {letter: numbers[name] for letter, name in letters.items()}
+    return chosen, model, deal(generator)
+
+
+SHOWN = 2026  # the seed of the clinic that the card shows
 
 
 @cache
 def _shown() -> tuple[dict, dict]:
-    return clinic(torch.Generator().manual_seed(2026))
+    return clinic(torch.Generator().manual_seed(SHOWN))
 
 
 @cache
@@ -268,7 +276,8 @@ def _clinic_headline(result: dict) -> tuple[str, str]:
 
 def letters_with(diagnoses: Sequence[str]) -> list[str]:
     """The letters of the shown clinic that have one of these diagnoses."""
-    return [letter for letter, name in _shown()[0].items() if name in diagnoses]
+    letters = _drawn(torch.Generator().manual_seed(SHOWN))[-1]
+    return [letter for letter, name in letters.items() if name in diagnoses]
 
 
 CARDS = (
