@@ -1,6 +1,6 @@
 """The dense Fisher and the step of every method, each against its yardstick."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -79,9 +79,10 @@ def step(
 ) -> BenchTable:
     """Time one step of every method against a step of SGD, on the same network and batch, float32.
 
-    K-FAC is timed with factors and inverses every step (monte_carlo, the default; exact scores beside it), and amortized:
-    factors every step and inverses every 20, then both every 20. A method that has taken 4 seconds sits out the rounds that
-    remain; its row says so, and how many rounds were timed (the first one, cold, where it took them all).
+    K-FAC is timed with factors and inverses every step (monte_carlo, the default; exact scores beside it), and amortized, as
+    the mean of a period of 20 steps: factors every step and inverses every 20, then both every 20. A method that has taken 4
+    seconds sits out the rounds that remain; its row says so, and how many rounds were timed (the first one, cold, where it
+    took them all).
     """
     with threads_of(threads):
         where = find_device(device)
@@ -94,7 +95,7 @@ def step(
             model, inputs, targets = problem(sizes, num_examples, where)
             optimizer = METHODS[name](model, Categorical(), lr=1e-3, **options)
             cases[case] = _stepper(optimizer, inputs, targets)
-        measured = interleaved(cases, rounds, where, budget=_PATIENCE)
+        measured = interleaved(cases, rounds, where, _PATIENCE, _in_a_row(cases))
         notes = {case: f"left out after {_PATIENCE:g} s" if len(seconds) < rounds else "" for case, seconds in measured.items()}
         title = f"one step, {'-'.join(map(str, sizes))}, N = {num_examples}"
         return table(title, where, threads, measured, notes)
@@ -120,9 +121,14 @@ def convolution(
         cases = {"torch SGD, by hand": _plain_sgd(network(), inputs, targets)}
         for case, options in ({"kfac": {}} | KFAC).items():
             cases[case] = _stepper(METHODS["kfac"](network(), Categorical(), lr=1e-3, **options), inputs, targets)
-        measured = interleaved(cases, rounds, where)
+        measured = interleaved(cases, rounds, where, in_a_row=_in_a_row(cases))
         title = f"one step, 3 convolutions, then 256-{'-'.join(map(str, sizes))}, N = {num_examples}"
         return table(title, where, threads, measured, "")
+
+
+def _in_a_row(cases: Iterable[str]) -> dict[str, int]:
+    """How many steps make one time: a whole period."""
+    return {case: KFAC[case]["invert_every"] for case in cases if "invert_every" in KFAC.get(case, {})}
 
 
 def _plain_sgd(model: torch.nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], object]:

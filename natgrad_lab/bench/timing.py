@@ -4,9 +4,10 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -44,12 +45,18 @@ class BenchTable:
 
 
 def interleaved(
-    cases: dict[str, Callable[[], object]], rounds: int, device: torch.device, budget: float = math.inf
+    cases: dict[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    budget: float = math.inf,
+    in_a_row: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
     """Seconds of every case in every round; one round that does not count first.
 
-    Args: budget: a case, other than the first, that has taken so many seconds is left out of the rounds that remain. Where the
-        round that does not count takes them all, it counts, alone.
+    Args:
+        budget: a case, other than the first, that has taken so many seconds is left out of the rounds that remain. Where the
+            round that does not count takes them all, it counts, alone.
+        in_a_row: how many calls of a case make one time, their mean, where that is not one: calls that differ, in a period.
     """
     times: dict[str, list[float]] = {case: [] for case in cases}
     spent, yardstick = dict.fromkeys(cases, 0.0), next(iter(cases))
@@ -57,15 +64,21 @@ def interleaved(
         for case, work in cases.items():
             if spent[case] >= budget and times[case] and case != yardstick:
                 continue
-            wait(device)
-            started = time.perf_counter()
-            work()
-            wait(device)
-            seconds = time.perf_counter() - started
-            spent[case] += seconds
-            if turn or (seconds >= budget and case != yardstick):
+            calls = in_a_row.get(case, 1)
+            seconds = _seconds(work, calls, device)
+            spent[case] += calls * seconds
+            if turn or (spent[case] >= budget and case != yardstick):
                 times[case].append(seconds)
     return times
+
+
+def _seconds(work: Callable[[], object], calls: int, device: torch.device) -> float:
+    wait(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        work()
+    wait(device)
+    return (time.perf_counter() - started) / calls
 
 
 def table(

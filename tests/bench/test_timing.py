@@ -34,6 +34,18 @@ def test_slow_cases_sit_out_once_their_time_is_spent(cases, budget, rounds):
     assert [set(seconds) for seconds in measured.values()] == [{1.0}, {3.0}, {50.0}]
 
 
+def test_a_period_of_calls_makes_one_time_their_mean(cases, monkeypatch):
+    """Of 4 calls every fourth takes 9 seconds, the rest 1: 3 seconds a call, whatever the median call takes."""
+    plain, turns = cases["yardstick"], iter(range(1000))
+
+    def work():
+        for _ in range(9 if next(turns) % 4 == 0 else 1):
+            plain()
+
+    measured = timing.interleaved({"yardstick": cases["quick"], "period": work}, 5, CPU, in_a_row={"period": 4})
+    assert measured == {"yardstick": [3.0] * 5, "period": [3.0] * 5}
+
+
 def test_ratios_are_of_the_same_rounds():
     measured = {"yardstick": [1.0, 1.0, 10.0, 10.0], "slow": [4.0, 4.0], "all": [2.0, 2.0, 20.0, 20.0]}
     rows = timing.table("t", CPU, 1, measured, {"slow": "left out"}).rows
