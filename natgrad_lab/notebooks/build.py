@@ -119,8 +119,8 @@ def execute(notebook, folder: Path, *, fast: bool = False, timeout: int = 300) -
         """Every kernel is this interpreter, whatever kernels are installed on the machine."""
 
         def get_kernel_spec(self, kernel_name):
-            """Start ipykernel from `sys.executable`."""
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            """Start ipykernel from `sys.executable`; its warning that messages are signed but not encrypted is left out."""
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
             return KernelSpec(argv=argv, display_name=kernel_name, language="python")
 
     search = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
