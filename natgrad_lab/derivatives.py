@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
 from natgrad_lab.errors import NonFiniteError, UnsupportedLayerError
+from natgrad_lab.names import called
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.unrolled import unroll
@@ -191,7 +192,7 @@ def _recording(recorded: tuple[Layer, ...], calls: dict[str, list[Call]], num_ex
 def _refuse_cut(layer: Layer, output: Tensor) -> None:
     if not output.requires_grad:
         raise UnsupportedLayerError(
-            f"layer {layer.name!r} ({type(layer.module).__name__}) runs where gradients are switched off (torch.no_grad() in "
+            f"{called(layer.name, layer.module)} runs where gradients are switched off (torch.no_grad() in "
             "forward?), so nothing can be backpropagated to it. Take that out, or freeze the layer."
         )
 
@@ -201,7 +202,7 @@ class UnrecordableLayer(UnsupportedLayerError):
 
     def __init__(self, layer: Layer, why: str):
         """Name the layer and say why."""
-        super().__init__(f"layer {layer.name!r} ({type(layer.module).__name__}) {why}, so its inputs cannot be recorded.")
+        super().__init__(f"{called(layer.name, layer.module)} {why}, so its inputs cannot be recorded.")
         self.module = layer.module
 
 
@@ -267,7 +268,7 @@ def refuse_modes(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
             raise UnsupportedLayerError(
-                f"layer {name!r} ({type(module).__name__}) normalizes with the statistics of the batch (train mode), so "
+                f"{called(name, module)} normalizes with the statistics of the batch (train mode), so "
                 "examples have no gradient of their own. Call model.eval() first."
             )
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
@@ -275,7 +276,7 @@ def refuse_modes(model: nn.Module) -> None:
         chance = module.p if isinstance(module, _DROPOUTS) else getattr(module, "dropout", 0.0)
         if isinstance(module, (_DROPOUTS, nn.RNNBase, nn.MultiheadAttention)) and module.training and chance > 0:
             raise UnsupportedLayerError(
-                f"layer {name!r} ({type(module).__name__}) drops units at random in train mode, so the Fisher is not "
+                f"{called(name, module)} drops units at random in train mode, so the Fisher is not "
                 "determined by model and data. Call model.eval() first."
             )
 
@@ -284,7 +285,7 @@ def _refuse_embedding(name: str, module: nn.Embedding | nn.EmbeddingBag) -> None
     trained = module.weight.requires_grad
     if module.max_norm is not None or (trained and (module.scale_grad_by_freq or module.sparse)):
         raise UnsupportedLayerError(
-            f"layer {name!r} ({type(module).__name__}) renormalizes its weights in forward (max_norm), scales gradients by "
+            f"{called(name, module)} renormalizes its weights in forward (max_norm), scales gradients by "
             "frequency (scale_grad_by_freq) or makes them sparse (sparse): its gradient is not a plain one. Switch these off."
         )
 

@@ -1,4 +1,4 @@
-"""Looking up a name that a person typed."""
+"""Names: looking up what a person typed, and what errors call a layer."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,3 +12,8 @@ def known(name: object, names: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no {what} {name!r}.{hint} There are: {', '.join(names)}.")
+
+
+def called(name: str, module: object) -> str:
+    """`layer '0.conv' (Conv2d)`; the model itself may own parameters too, and has no name."""
+    return f"layer {name!r} ({type(module).__name__})" if name else f"the model itself ({type(module).__name__})"

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from natgrad_lab.errors import UnsupportedLayerError
+from natgrad_lab.names import called
 from natgrad_lab.shapes import Float, Tensor
 
 _ROW_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -146,7 +147,8 @@ class ParameterLayout:
         for (_, view), key in zip(_views(layer, places), layer.parameter_names, strict=True):
             hit = (view == index - layer.start).nonzero()
             if len(hit):
-                return f"{layer.module_name}.{key}[{','.join(str(int(i)) for i in hit[0])}]".lstrip(".")
+                place = f"[{','.join(str(int(i)) for i in hit[0])}]" if view.ndim else ""
+                return f"{layer.module_name}.{key}{place}".lstrip(".")
         raise AssertionError("a layer's views cover its slice")
 
     def _checked(self, vector: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ def _pieces(name: str, module: nn.Module, trainable: tuple[str, ...]) -> list[tu
         return [(name, trainable, False)]
     if "weight" not in trainable or not {"weight", "bias"}.issuperset(trainable):
         raise UnsupportedLayerError(
-            f"layer {name!r} ({type(module).__name__}) trains {', '.join(trainable)}; such a layer trains its weight, or its "
+            f"{called(name, module)} trains {', '.join(trainable)}; such a layer trains its weight, or its "
             f"weight and bias, and nothing else. Train or freeze it as a whole: model.get_submodule({name!r})"
             ".requires_grad_(True or False)."
         )

@@ -70,6 +70,7 @@ def test_names_read_as_they_should():
         "0.weight[0,0]", "0.weight[0,1]", "0.bias[0]", "0.weight[1,0]", "2.weight[0,0]", "2.bias[0]",
     ]  # fmt: skip
     assert ParameterLayout(nn.Linear(2, 2)).parameter_name(5) == "bias[1]"
+    assert ParameterLayout(nn.ParameterDict({"scale": nn.Parameter(torch.ones(()))})).parameter_name(0) == "scale"
     for index in (-1, 13):
         with pytest.raises(IndexError, match=f"parameter {index} of 13: places run from 0 to 12"):
             layout.parameter_name(index)

@@ -7,6 +7,7 @@ from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.fisher.chunks import averaged, passes
 from natgrad_lab.fisher.scores import ScorePass
 from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.names import called
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import BlockTridiagonalInverse, KhatriRaoRows
 
@@ -46,7 +47,7 @@ def block_tridiagonal_from_scores(scores: ScorePass) -> BlockTridiagonalInverse:
     for layer, rows in ((each.layer, each.rows) for each in scores.layers):
         if not isinstance(rows, KhatriRaoRows):
             raise UnsupportedLayerError(
-                f"block-tridiagonal K-FAC has no rule for layer {layer.name!r} ({type(layer.module).__name__}): its weights "
+                f"block-tridiagonal K-FAC has no rule for {called(layer.name, layer.module)}: its weights "
                 "are used at several positions of an example, or have no Kronecker structure, so there are no factors between "
                 "it and its neighbours. It takes Linear layers that see one vector per example. Use kfac_fisher, or freeze "
                 "the layer."

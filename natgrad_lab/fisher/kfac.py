@@ -10,7 +10,7 @@ from natgrad_lab.fisher.chunks import averaged, passes
 from natgrad_lab.fisher.dense import contract
 from natgrad_lab.fisher.scores import ScorePass
 from natgrad_lab.likelihoods import Likelihood
-from natgrad_lab.names import known
+from natgrad_lab.names import called, known
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import (
     BlockDiagonal,
@@ -75,7 +75,7 @@ def kfac_from_scores(scores: ScorePass, weight_sharing: str = "expand") -> Block
         block = kronecker_block(rows, scores.num_examples, weight_sharing)
         if block is None:
             raise UnsupportedLayerError(
-                f"layer {layer.name!r} ({type(layer.module).__name__}) has no Kronecker structure, and its {layer.size} "
+                f"{called(layer.name, layer.module)} has no Kronecker structure, and its {layer.size} "
                 f"parameters are too many for an exact block (at most {_LARGEST_DENSE_BLOCK}). Freeze it with "
                 "requires_grad_(False), or register a rule with @natgrad_lab.fisher.row_block.register."
             )

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from natgrad_lab.errors import UnsupportedLayerError
+from natgrad_lab.names import called
 from natgrad_lab.parameters import Layer
 from natgrad_lab.shapes import Tensor
 from natgrad_lab.structures import ConcatRows, DenseRows, EmbeddingRows, KhatriRaoRows, RowBlock, SharedRows
@@ -32,7 +33,7 @@ def row_block(module: nn.Module, layer: Layer, inputs: Tensor, scores: Tensor) -
         inputs: (N, ...) what the module received.
         scores: (K, N, ...) vectors at the module's output.
     """
-    raise UnsupportedLayerError(f"no rule for layer {layer.name!r} ({type(module).__name__}) in row_block.")
+    raise UnsupportedLayerError(f"no rule for {called(layer.name, module)} in row_block.")
 
 
 @row_block.register(nn.Linear)

@@ -18,7 +18,7 @@ from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.fisher.generic import generic_rows
 from natgrad_lab.fisher.layers import rule_for
 from natgrad_lab.likelihoods import Likelihood, check_likelihood
-from natgrad_lab.names import known
+from natgrad_lab.names import called, known
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import RowBlock
@@ -218,7 +218,7 @@ def _recorded_pass(model: nn.Module, layout: ParameterLayout, inputs: Tensor, la
 def _note(generic: tuple[Layer, ...], num_examples: int, num_vectors: int) -> str:
     if not generic:
         return ""
-    names = ", ".join(f"{layer.name!r} ({type(layer.module).__name__})" for layer in generic)
+    names = ", ".join(called(layer.name, layer.module) for layer in generic)
     return (
         f"no rule covers {names}: generic route, {num_examples} forward and {num_examples * num_vectors} backward passes, "
         f"{num_vectors * num_examples * sum(layer.size for layer in generic):,} numbers"
@@ -271,7 +271,7 @@ def refuse_hidden_uses(passed: ForwardPass) -> None:
         off = captured[layer.name].rmatmul(ones) - expected[layer.slice]
         if float(off.abs().max()) > scale * bound:
             raise UnsupportedLayerError(
-                f"the parameters of layer {layer.name!r} ({type(layer.module).__name__}) act on the outputs in another way "
+                f"the parameters of {called(layer.name, layer.module)} act on the outputs in another way "
                 "too (tied weights: used as a plain tensor elsewhere in forward, or in a hook). Give each use its own "
                 "layer, or freeze the layer."
             )

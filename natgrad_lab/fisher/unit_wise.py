@@ -10,6 +10,7 @@ from natgrad_lab.fisher.chunks import averaged, passes
 from natgrad_lab.fisher.dense import contract
 from natgrad_lab.fisher.scores import LayerRows, ScorePass
 from natgrad_lab.likelihoods import Likelihood
+from natgrad_lab.names import called
 from natgrad_lab.progress import announce
 from natgrad_lab.shapes import Float, Tensor
 from natgrad_lab.structures import BlockDiagonal, EmbeddingRows, KhatriRaoRows, RowBlock, UnitWise
@@ -53,7 +54,7 @@ def _blocks(each: LayerRows) -> Float[Tensor, "m n n"]:
     if not layer.has_rows and not isinstance(each.rows, EmbeddingRows):
         if layer.size > _LARGEST_SINGLE:
             raise UnsupportedLayerError(
-                f"layer {layer.name!r} ({type(layer.module).__name__}) has no units, and its {layer.size} parameters are too "
+                f"{called(layer.name, layer.module)} has no units, and its {layer.size} parameters are too "
                 f"many for one block (at most {_LARGEST_SINGLE}). Freeze it with requires_grad_(False)."
             )
         return contract([each.rows], 1).unsqueeze(0)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from natgrad_lab.errors import UnsupportedLayerError
 from natgrad_lab.linalg import check_damping
+from natgrad_lab.names import called
 from natgrad_lab.optimizers.whitening import InputMoments, Whitening, samples, seen_inputs, whitened_layers
 from natgrad_lab.parameters import ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
@@ -194,7 +195,7 @@ def _refuse_other_state(layers: dict[str, WhitenedLayer], optimizer: Optimizer |
 def _refuse_hooks(name: str, module: nn.Module) -> None:
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         raise UnsupportedLayerError(
-            f"layer {name!r} ({type(module).__name__}) has hooks, which its whitened form would lose. Remove them, or leave "
+            f"{called(name, module)} has hooks, which its whitened form would lose. Remove them, or leave "
             f"the layer as it is with plain=({name!r},)."
         )
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from natgrad_lab.errors import NonFiniteError, NotPositiveDefiniteError, NumericalWarning, UnsupportedLayerError
 from natgrad_lab.linalg import invertible_spectrum, psd_eigh
-from natgrad_lab.names import known
+from natgrad_lab.names import called, known
 from natgrad_lab.parameters import Layer, ParameterLayout
 from natgrad_lab.shapes import Float, Tensor
 
@@ -215,7 +215,7 @@ def samples(name: str, module: nn.Module, seen: Sequence[Tensor]) -> Float[Tenso
     """The inputs of all calls as rows: one per example, step of a sequence, or pixel (without padding)."""
     if not seen:
         raise UnsupportedLayerError(
-            f"layer {name!r} ({type(module).__name__}) did not run in the forward pass, or its weights are used without "
+            f"{called(name, module)} did not run in the forward pass, or its weights are used without "
             f"calling it, so its inputs are not known. Give it the plain gradient with plain=({name!r},), or freeze it."
         )
     spatial = next((count for kind, count in _SPATIAL.items() if isinstance(module, kind)), 0)

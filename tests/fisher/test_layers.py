@@ -181,7 +181,7 @@ def test_the_generic_route_says_so_and_what_it_costs():
     for name in GENERIC:
         assert "no rule covers" in dense_fisher(*GENERIC[name]().data).note, name
     case = GENERIC["own parameters"]()
-    note = "no rule covers '1' (Scale): generic route, 4 forward and 4 backward passes, 20 numbers"
+    note = "no rule covers layer '1' (Scale): generic route, 4 forward and 4 backward passes, 20 numbers"
     for estimator in ("dense", "gram", "block_diagonal", "diagonal", "kfac"):
         found = ESTIMATORS[estimator](*case.data)
         assert found.note == note and "generic route" in repr(found), estimator
@@ -587,3 +587,16 @@ def test_an_overview_of_one_group_a_layer():
     blocks = module_blocks(case.model)
     expected = torch.tensor([[float(fisher[a, b].square().mean()) ** 0.5 for b in blocks] for a in blocks])
     assert off(overview(*case.data, resolution=1).rms, expected) < 1e-12
+
+
+def test_a_model_with_parameters_of_its_own_is_called_the_model():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(300, 20))
+
+        def forward(self, x):
+            return x @ self.weight.T
+
+    with pytest.raises(UnsupportedLayerError, match=r"the model itself \(Own\)"):
+        kfac_fisher(Own(), Gaussian(), torch.randn(4, 20))
