@@ -396,7 +396,7 @@ def test_a_rule_makes_an_own_forward_possible():
         rebel.load_state_dict(model.state_dict())
         plain[1].weight.copy_(3 * torch.eye(3))
     found = dense_fisher(rebel, Categorical(), inputs)
-    assert "no rule covers '' (Rebel): generic route" in found.note
+    assert "no rule covers the model itself (Rebel): generic route" in found.note
     assert torch.allclose(found.to_dense(), dense_fisher(plain, Categorical(), inputs).to_dense(), rtol=1e-13, atol=1e-15)
 
 
