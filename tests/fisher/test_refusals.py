@@ -284,7 +284,7 @@ MODELS = {
     "alpha dropout": (lambda: nn.Sequential(nn.Linear(3, 3), nn.AlphaDropout(0.5)), [r"'1' \(AlphaDropout\)"]),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), ["parametrized", "remove_param"]),
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), ["parametrized"]),
-    "pruned": (pruned, ["'' \\(Linear\\)", "weight_orig"]),
+    "pruned": (pruned, ["the model itself \\(Linear\\)", "weight_orig"]),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), [r"'0' \(LazyLinear\)", "no weights yet", "Run the model once"]),
     "frozen weight, trained bias": (
         lambda: (model := nn.Linear(3, 3), model.weight.requires_grad_(False))[0], ["trains bias", "requires_grad_"],
