@@ -128,7 +128,7 @@ figure.update_yaxes(title_text="expected error of the best (log)", type="log").u
 # ## Exercise 9.1: a fair split
 #
 # Return a list of index tensors, one for each of `sizes` (to train, to tune, to test), drawn from `num_examples` examples
-# with `generator`. No example may be in two of them.
+# with `generator`. No example may be in two of them. Together they may be fewer than all; every example has the same chance.
 
 
 # %%

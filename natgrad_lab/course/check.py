@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import inspect
 import json
 import traceback
 from collections.abc import Callable
@@ -90,7 +91,7 @@ def judge(exercise: Exercise, answer: Callable, *, student_seed: str = "", is_gu
     safely = answer if is_guarded else guarded(answer)
     failed, points = [], 0
     for part in exercise.parts:
-        mistake = _first_mistake(exercise, part, safely, student_seed)
+        mistake = _first_mistake(exercise, part, safely, student_seed, failed[-1][1:] if failed else ())
         if mistake is None:
             points += part.points
         else:
@@ -100,7 +101,8 @@ def judge(exercise: Exercise, answer: Callable, *, student_seed: str = "", is_gu
     return Verdict(exercise.key, exercise.name, points, exercise.points, tuple(failed), exercise.read)
 
 
-def _first_mistake(exercise: Exercise, part: Part, answer: Callable, student_seed: str) -> Mistake | None:
+def _first_mistake(exercise: Exercise, part: Part, answer: Callable, student_seed: str, told: tuple) -> Mistake | None:
+    """What the part finds; `told` is the (key, evidence) of an earlier part."""
     before, dtype = torch.get_rng_state(), torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -111,8 +113,8 @@ def _first_mistake(exercise: Exercise, part: Part, answer: Callable, student_see
         return None
     except Mistake as mistake:
         return mistake
-    except Exception as error:  # the property itself could not bear what the answer returned
-        return Mistake("kind", f"{type(error).__name__}: {error}")
+    except Exception as error:  # the property itself could not bear what the answer returned: the earlier part said why
+        return Mistake(*told) if told else Mistake("kind", f"{type(error).__name__}: {error}")
     finally:
         torch.set_rng_state(before)
         torch.set_default_dtype(dtype)
@@ -151,13 +153,13 @@ def _same(now, before) -> bool:
         return now.keys() == before.keys() and all(_same(now[key], before[key]) for key in before)
     if isinstance(before, list | tuple):
         return len(now) == len(before) and all(_same(a, b) for a, b in zip(now, before, strict=True))
-    return True
+    return now is before or not isinstance(before, int | float | str) or now == before  # a kept NaN is the same object
 
 
 def _where(error: BaseException, answer: Callable) -> str:
     """The error and the line of the answer's own file that led to it, if one did: a call with other arguments has none."""
     frames = traceback.extract_tb(error.__traceback__)
-    file = getattr(getattr(answer, "__code__", None), "co_filename", "")
+    file = getattr(getattr(inspect.unwrap(answer), "__code__", None), "co_filename", "")
     own = next((frame for frame in reversed(frames) if frame.filename == file), None)
     place = f" (line {own.lineno}: {own.line or own.name})" if own else ""
     return f"{type(error).__name__}: {error}{place}"

@@ -40,7 +40,7 @@ def as_tensor(value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
         ) from None
     if result.is_complex():
         raise Mistake("kind", "got complex numbers")
-    result = result.to("cpu", torch.float64)
+    result = result.to("cpu", torch.float64).contiguous()  # torch.kron refuses some strides that einsum returns
     if shape is not None and result.shape != shape:
         raise Mistake("shape", f"it is {tuple(result.shape)} and should be {shape}")
     if shape is not None and not result.isfinite().all():
@@ -114,7 +114,7 @@ def _raise_if_scaled(got: Tensor, want: Tensor, scalars: Mapping[str, float], ke
         ):
             if math.isclose(abs(ratio), size**power, rel_tol=FIT) and size != 1:
                 key = keys.get(words, keys.get(name, "scaled"))
-                raise Mistake(
-                    key, f"your result is {ratio:.4g} times the right one, and {words} is {size**power:.4g} here{about}"
-                )
-    raise Mistake(keys.get("", "scaled"), f"your result is {ratio:.6g} times the right one{about}")
+                meaning = "" if name == "2" else f", and {words} is {size**power:.4g} here"
+                raise Mistake(key, f"your result is {ratio:.4g} times the right one{meaning}{about}")
+    if want.numel() > 1 or "" in keys:  # every wrong number is the right one times another
+        raise Mistake(keys.get("", "scaled"), f"your result is {ratio:.6g} times the right one{about}")

@@ -47,7 +47,7 @@ GENERAL = {
     "scaled": "The result is the right one times a constant.",
     "sign": "The result has the wrong sign.",
     "changed_input": "An argument was changed in place. Work on a copy: the caller still needs it.",
-    "global_rng": "It draws from the global random numbers. Use the generator it is given.",
+    "global_rng": "It draws from the global random numbers. Use the generator it is given, or none.",
     "slow": "It takes far longer than it should.",
     "missing": "There is no function of that name.",
     "broken": "The definition itself fails, before the function is called.",

@@ -41,3 +41,44 @@ def test_the_same_mistake_in_several_parts_is_said_once():
     words = str(Verdict("9.9", "f", 0, 9, failed, "Where did N go?"))
     assert "  values, scaling: It raised an error.\n      E\n  edge cases: It returned nothing." in words
     assert words.endswith("Read again: Where did N go?")
+
+
+@pytest.mark.parametrize("factor, key", [(0.3, "unrecognized"), (-1, "sign"), (7, "scaled")])
+def test_a_wrong_number_is_not_called_a_multiple_of_the_right_one(factor, key):
+    with pytest.raises(Mistake) as caught:
+        expect(5.0 * factor, 5.0, scalars={"N": 7.0})
+    assert caught.value.key == key
+
+
+def test_a_factor_of_two_needs_no_explanation():
+    with pytest.raises(Mistake) as caught:
+        expect(torch.ones(3) * 2, torch.ones(3))
+    assert caught.value.evidence == "your result is 2 times the right one"
+
+
+def test_the_line_of_a_decorated_answer_is_its_own():
+    @torch.no_grad()
+    def decorated(F, g, damping):
+        return F @ torch.ones(99, dtype=F.dtype)
+
+    assert "return F @ torch.ones(99" in str(judge(find_exercise("3.1"), decorated))
+
+
+@pytest.mark.parametrize("key", ["9.1", "12.3", "12.4"])
+def test_what_a_later_part_cannot_bear_is_told_once(key):
+    words = str(judge(find_exercise(key), lambda *arguments: None))
+    assert "Error" not in words and len(words.splitlines()) <= 4, words
+
+
+def test_numbers_changed_in_a_list_or_a_dict_are_noticed():
+    def sorting(gamma, changes, omega, least):
+        changes.sort(reverse=True)
+        return gamma
+
+    def curing(numbers):
+        for probes in numbers.values():
+            probes["labels"] = 1.0
+        return {}
+
+    for key, answer in (("9.4", sorting), ("12.2", curing)):
+        assert judge(find_exercise(key), answer).failed[0][1] == "changed_input"

@@ -13,6 +13,7 @@ MISTAKES = {
     "7-after": "The input side has to be the activations that enter a layer, not those that leave it.",
     "7-sum": "The inverse of a Kronecker product is the product of the inverses, not their sum.",
     "7-multiply": "The factors were multiplied onto the gradient. A preconditioner divides by them.",
+    "7-squared": "π was taken for π²: the ratio of the mean eigenvalues is the square of π.",
     "7-even": "√λ went on both factors alike. When A is scaled by c and G by 1/c, nothing may change: that is what π is for.",
     "7-nothing": "With factors of zeros nothing is left but the damping: the product has to be λI (take π = 1 there).",
     "7-half": "The gradient was moved to the new coordinates and the factors were not.",
@@ -100,7 +101,7 @@ def _network(generator: torch.Generator, examples: int | None = None) -> dict[st
 
 def _compare_factors(answer, net: dict[str, Tensor]) -> list:
     got = [_parts(pair, 2, "a pair (A, G) for each layer")
-           for pair in _parts(answer(**net), 2, "a list of two pairs (A, G)")]  # fmt: skip
+           for pair in _parts(answer(*net.values()), 2, "a list of two pairs (A, G)")]  # fmt: skip
     N = len(net["X"])
     wants, labels, bare, after = (f(**net) for f in (kfac_factors, _from_labels, _no_ones, _after))
     for layer, (A, G) in enumerate(wants):
@@ -157,6 +158,18 @@ def _factors_with_loops(W1, b1, W2, b2, X, y):
     return ((A1.numpy(), G1.numpy()), (A2.numpy(), G2.numpy()))
 
 
+def _factors_with_einsum(weight, bias, readout, offset, inputs, labels):
+    hidden = torch.tanh(inputs @ weight.T + bias)
+    p = torch.softmax(hidden @ readout.T + offset, 1)
+    scores = torch.eye(p.shape[1]) - p[:, None]
+    both = torch.einsum("nkc,ch,nh->nkh", scores, readout, 1 - hidden**2), scores
+    sides = (torch.cat([x, torch.ones(len(x), 1)], 1) for x in (inputs, hidden))
+    return [
+        [torch.einsum("ni,nj->ij", x, x) / len(x), torch.einsum("nk,nki,nkj->ij", p, s, s) / len(x)]
+        for x, s in zip(sides, both, strict=True)
+    ]
+
+
 # ---- 7.2
 
 
@@ -178,7 +191,7 @@ def _solve_part(out: int, inputs: int):
         A, G, V = _factor(generator, inputs), _factor(generator, out), _normal(generator, out, inputs)
         suspects = {
             "M16": V, "7-sum": torch.linalg.solve(G, V) + torch.linalg.solve(A, V, left=False), "7-multiply": G @ V @ A,
-            "M07": _solved_in_columns(A, G, V), "M08": _solved_swapped(A, G, V).mT,
+            "M08": _solved_swapped(A, G, V).mT, "M07": _solved_in_columns(A, G, V),
         }  # fmt: skip
         if out == inputs:
             suspects["M08"] = torch.linalg.solve(A, torch.linalg.solve(G, V, left=False))
@@ -222,6 +235,7 @@ _SPLITS = {
     "7-even": lambda A, G, damping: _split(A, G, damping, 1.0),
     "M09": lambda A, G, damping: _split(A, G, damping, 1.0, 1.0),
     "M10": lambda A, G, damping: _split(A, G, damping, 1 / _pi(A, G)),
+    "7-squared": lambda A, G, damping: _split(A, G, damping, _pi(A, G) ** 2),
 }
 
 
@@ -364,12 +378,12 @@ EXERCISES = (
             ("M01", _from_labels),
             ("M11", _no_ones),
             ("7-after", _after),
-            ("M03", lambda **net: [(A, G / len(net["X"])) for A, G in kfac_factors(**net)]),
-            ("M02", lambda **net: [(A * len(net["X"]), G) for A, G in kfac_factors(**net)]),
-            ("M08", lambda **net: [(G, A) for A, G in kfac_factors(**net)]),
-            ("nothing", lambda **net: None),
+            ("M03", lambda *net: [(A, G / len(net[-1])) for A, G in kfac_factors(*net)]),
+            ("M02", lambda *net: [(A * len(net[-1]), G) for A, G in kfac_factors(*net)]),
+            ("M08", lambda *net: [(G, A) for A, G in kfac_factors(*net)]),
+            ("nothing", lambda *net: None),
         ),
-        others=(_factors_with_loops,), read="Two small averages for one large matrix",
+        others=(_factors_with_loops, _factors_with_einsum), read="Two small averages for one large matrix",
     ),
     Exercise(
         key="7.2", name="kfac_precondition", reference=kfac_precondition,
@@ -393,6 +407,7 @@ EXERCISES = (
             ("M10", _SPLITS["M10"]),
             ("M10", lambda A, G, damping: _split(A, G, damping, math.sqrt(float(A.trace() / G.trace())))),
             ("7-even", _SPLITS["7-even"]),
+            ("7-squared", _SPLITS["7-squared"]),
             ("7-nothing", lambda A, G, damping: _split(A, G, damping, (A.diagonal().mean() / G.diagonal().mean()) ** 0.5)),
         ),
         others=(_split_with_eigenvalues,), read="Damping a product",

@@ -216,6 +216,7 @@ _CHOICES = {
     "M22": _largest(lambda P, F, g, damping: _cosine(P @ g, F, g, damping)),
     "8-roundest": _largest(lambda P, F, g, damping: float(torch.linalg.eigvalsh(P)[0])),
     "8-length": _largest(lambda P, F, g, damping: float((P @ g).norm())),
+    "8-no damping": _largest(lambda P, F, g, damping: _share(P @ g, F, g, 0.0)),
 }
 
 
@@ -235,34 +236,35 @@ def _choice_instance(generator):
     steps = [natural + 40 * flat, natural + 5 * flat, natural + 8 * steep, g, natural + 14 * steep]
     steps = [length * v / v.norm() for v, length in zip(steps, (1, 1, 1, 1, 3), strict=True)]
     candidates = [_with_step(v, g, 1e-3) for v in steps]
-    across = basis[:, 4] - g * (basis[:, 4] @ g) / (g @ g)
-    across = across / across.norm()
-    candidates[1] = candidates[1] - (across @ candidates[1] @ across + 0.2) * torch.outer(across, across)
+    across = torch.linalg.qr(torch.cat([g[:, None], basis[:, 3:5]], 1))[0][:, 1:]  # two negative ones: the determinant is > 0
+    candidates[1] = candidates[1] - across @ (across.mT @ candidates[1] @ across + 0.2 * _eye(2)) @ across.mT
     candidates[3] = _eye(6) / g.norm()
     order = torch.randperm(5, generator=generator).tolist()
     return [candidates[i] for i in order], F, g, damping
 
 
+def _judge_choice(answer, instance, about: str = ""):
+    got, want = float(as_tensor(answer(*instance), ())), choose_truncation(*instance)
+    if got != want:
+        for key, choose in _CHOICES.items():
+            if choose(*instance) == got:
+                raise Mistake(key, f"it chose candidate {got:g}{about}")
+        raise Mistake("unrecognized", f"it chose candidate {got:g} of 0 to 4{about}")
+
+
 def _choice_part(answer, generator):
     for _ in range(2):
-        instance = _choice_instance(generator)
-        got = as_tensor(answer(*instance), ())
-        want = choose_truncation(*instance)
-        if float(got) != want:
-            for key, choose in _CHOICES.items():
-                if float(got) == choose(*instance):
-                    raise Mistake(key, f"it chose candidate {int(got)}")
-            raise Mistake("unrecognized", f"it chose candidate {float(got):g} of 0 to 4")
+        candidates, F, g, damping = _choice_instance(generator)
+        for stronger in (1, 1000):  # another candidate is best then
+            _judge_choice(answer, (candidates, F, g, stronger * damping), f", λ = {stronger * damping:g}")
 
 
 def _units_part(answer, generator):
     """A candidate times a number is as good as it was."""
-    candidates, F, g, damping = _choice_instance(generator)
-    want = choose_truncation(candidates, F, g, damping)
+    candidates, *rest = _choice_instance(generator)
     lengths = [10.0**k for k in torch.randperm(5, generator=generator).tolist()]
-    got = as_tensor(answer([c * P for c, P in zip(lengths, candidates, strict=True)], F, g, damping), ())
-    if float(got) != want:
-        raise Mistake("8-length", "the candidates were multiplied by powers of ten")
+    scaled = [c * P for c, P in zip(lengths, candidates, strict=True)]
+    _judge_choice(answer, (scaled, *rest), "; the candidates were multiplied by powers of ten")
 
 
 def _with_cholesky(candidates, F, g, damping):

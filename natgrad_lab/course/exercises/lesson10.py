@@ -13,6 +13,7 @@ MISTAKES = {
     "10-one-sided": "Γ is not used: that would be a step of PRONG.",
     "10-other-side": "Ω is not used: only the derivatives' side is preconditioned.",
     "10-multiplied": "The gradient was multiplied by the factors. It has to be multiplied by their inverses.",
+    "10-colours": "The step depends on how the channels are mixed and shifted. Undamped, with both factors, it must not.",
     "10-bias": "The bias got a plain step. It is the last column of [W | b] and goes through Ω with the others.",
     "10-always": "The same answer every time. It depends on the layer: on what its derivatives do across places.",
     "10-opposite": "The other way round: adding up over places first belongs to derivatives that are alike everywhere.",
@@ -160,7 +161,7 @@ def _picked(answer, generator):
         word = answer(patches, scores)
         if word is None:
             raise Mistake("nothing")
-        if word not in ("expand", "reduce"):
+        if not isinstance(word, str) or word not in ("expand", "reduce"):
             raise Mistake("10-word", f"got {word!r}" if isinstance(word, str) else f"got {type(word).__name__}")
         said.append(word)
     right = [each[2] for each in layers]
@@ -247,7 +248,7 @@ def _whitened_colours(answer, generator):
         changes.append(functional.conv2d(inputs, weight.view(OUT, C, K, K), bias))
     gap = float((changes[0] - changes[1]).norm() / changes[0].norm())
     if gap > 1e-8:  # rounding with condition numbers up to about 1e5 leaves 1e-11
-        raise Mistake("10-bias", f"with mixed and shifted channels the outputs move differently, by {gap:.1g} of the step")
+        raise Mistake("10-colours", f"the outputs move differently, by {gap:.1g} of the step")
 
 
 def _normal_equations(x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

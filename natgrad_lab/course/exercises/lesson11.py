@@ -148,6 +148,7 @@ def _bumpy(answer, generator):
         raise Mistake("11-largest")
     expect(got, float(want), about="efficiency 0.5")
     expect(answer([8, 16], [100.0, 90.0], 0.9), 8.0, about="only the smallest batch is efficient")
+    expect(answer([8, 16, 32], [100.0, 100.0, 90.0], 0.5), 16.0, about="a batch size has exactly that efficiency")
 
 
 def _by_counting(batches, steps, efficiency):
