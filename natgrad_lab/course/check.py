@@ -129,7 +129,9 @@ def guarded(answer: Callable) -> Callable:
             result = answer(*args, **options)
         except Mistake:
             raise
-        except NotImplementedError:
+        except NotImplementedError as error:
+            if "not implemented for" in str(error):  # PyTorch's words about a dtype
+                raise Mistake("raised", _where(error, answer)) from None
             raise Mistake("not_written") from None
         except (Exception, SystemExit) as error:
             raise Mistake("raised", _where(error, answer)) from None
@@ -137,9 +139,22 @@ def guarded(answer: Callable) -> Callable:
             raise Mistake("global_rng")
         if not _same((args, options), kept):
             raise Mistake("changed_input")
+        _without_graph((args, options), kept)
         return result
 
     return call
+
+
+def _without_graph(now, before) -> None:
+    """Undo `requires_grad_` and `backward` on tensors: the caller computes with them, and hands them out again."""
+    if isinstance(before, torch.Tensor) and not before.requires_grad:
+        now.requires_grad_(False).grad = None
+    elif isinstance(before, dict):
+        for key in before:
+            _without_graph(now[key], before[key])
+    elif isinstance(before, list | tuple):
+        for a, b in zip(now, before, strict=True):
+            _without_graph(a, b)
 
 
 def _same(now, before) -> bool:
@@ -151,6 +166,8 @@ def _same(now, before) -> bool:
         return now.keys() == before.keys() and all(_same(now[key], before[key]) for key in before)
     if isinstance(before, list | tuple):
         return len(now) == len(before) and all(_same(a, b) for a, b in zip(now, before, strict=True))
+    if isinstance(before, int | float | str):
+        return now == before or before != before  # NaN is not itself
     return True
 
 

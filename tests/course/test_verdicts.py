@@ -1,5 +1,6 @@
 """What a verdict says to a student whose answer is none of the usual wrong ones."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,3 +42,33 @@ def test_the_same_mistake_in_several_parts_is_said_once():
     words = str(Verdict("9.9", "f", 0, 9, failed, "Where did N go?"))
     assert "  values, scaling: It raised an error.\n      E\n  edge cases: It returned nothing." in words
     assert words.endswith("Read again: Where did N go?")
+
+
+def test_an_operation_that_pytorch_lacks_is_no_missing_answer():
+    words = str(judge(find_exercise("2.1"), lambda J, z: z.long().softmax(1)))
+    assert "not implemented for" in words and "not written yet" not in words
+
+
+def test_numbers_in_a_list_are_arguments_too():
+    def sorts(losses, lr):
+        losses.sort()
+        return 0.0
+
+    assert judge(find_exercise("4.2"), sorts).failed[0][1] == "changed_input"
+
+
+@pytest.mark.parametrize("answer", [lambda M, a, b: 1.0, lambda M, a, b: a @ M @ b])
+def test_a_wrong_number_is_not_called_a_multiple_of_the_right_one(answer):
+    assert "times the right one" not in str(judge(find_exercise("1.4"), answer))
+
+
+@pytest.mark.parametrize("rows", [[torch.ones(2), torch.ones(2)], [np.ones(2), [1, 1]], np.ones((2, 3))[::-1, :2]])
+def test_rows_of_any_kind_and_reversed_arrays_are_welcome(rows):
+    assert torch.equal(as_tensor(rows, (2, 2)), torch.ones(2, 2, dtype=torch.float64))
+
+
+def test_one_number_may_come_in_a_list_or_a_matrix_and_two_may_not():
+    assert as_tensor(torch.tensor([[2.0]]), ()) == 2 and as_tensor([2], ()).shape == ()
+    with pytest.raises(Mistake) as caught:
+        as_tensor([1.0, 2.0], ())
+    assert caught.value.evidence == "it is (2,) and should be one number"
