@@ -112,7 +112,7 @@ def _first_mistake(exercise: Exercise, part: Part, answer: Callable, student_see
     except Mistake as mistake:
         return mistake
     except Exception as error:  # the property itself could not bear what the answer returned
-        return Mistake("kind", f"{type(error).__name__}: {error}")
+        return Mistake("kind", _said(error))
     finally:
         torch.set_rng_state(before)
         torch.set_default_dtype(dtype)
@@ -130,7 +130,7 @@ def guarded(answer: Callable) -> Callable:
         except Mistake:
             raise
         except NotImplementedError as error:
-            if "not implemented for" in str(error):  # PyTorch's words about a dtype
+            if any(words in str(error) for words in ("not implemented for", "Could not run")):  # PyTorch's words
                 raise Mistake("raised", _where(error, answer)) from None
             raise Mistake("not_written") from None
         except (Exception, SystemExit) as error:
@@ -177,4 +177,9 @@ def _where(error: BaseException, answer: Callable) -> str:
     file = getattr(getattr(answer, "__code__", None), "co_filename", "")
     own = next((frame for frame in reversed(frames) if frame.filename == file), None)
     place = f" (line {own.lineno}: {own.line or own.name})" if own else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return _said(error) + place
+
+
+def _said(error: BaseException) -> str:
+    """Its first line: PyTorch appends tables of what it could have run."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

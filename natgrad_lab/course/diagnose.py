@@ -59,7 +59,7 @@ def _joined(value: Any) -> Tensor:
         value = np.array(value)  # in memory of its own: PyTorch takes no reversed and no read-only views
     if isinstance(value, list | tuple) and any(isinstance(each, list | tuple | Tensor | np.ndarray) for each in value):
         return torch.stack([_joined(each) for each in value])
-    return torch.as_tensor(value)
+    return torch.as_tensor(value).to_dense()
 
 
 def _shapes(got: Tensor, want: tuple[int, ...]) -> str:
