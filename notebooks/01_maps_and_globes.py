@@ -359,7 +359,7 @@ ng.course.check("1.3", kl_vs_quadratic)
 # ## Exercise 1.4: an angle that does not depend on the map
 #
 # Given a metric `M` (P, P) and two steps `a` and `b` (P,), return the angle between them in degrees, as measured by the
-# metric. It has to be finite for parallel steps too.
+# metric. For parallel steps it has to be 0 or 180, not NaN.
 
 
 # %%

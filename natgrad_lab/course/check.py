@@ -114,7 +114,7 @@ def _first_mistake(exercise: Exercise, part: Part, answer: Callable, student_see
     except Mistake as mistake:
         return mistake
     except Exception as error:  # the property itself could not bear what the answer returned: the earlier part said why
-        return Mistake(*told) if told else Mistake("kind", f"{type(error).__name__}: {error}")
+        return Mistake(*told) if told else Mistake("kind", _said(error))
     finally:
         torch.set_rng_state(before)
         torch.set_default_dtype(dtype)
@@ -131,7 +131,9 @@ def guarded(answer: Callable) -> Callable:
             result = answer(*args, **options)
         except Mistake:
             raise
-        except NotImplementedError:
+        except NotImplementedError as error:
+            if any(words in str(error) for words in ("not implemented for", "Could not run")):  # PyTorch's words
+                raise Mistake("raised", _where(error, answer)) from None
             raise Mistake("not_written") from None
         except (Exception, SystemExit) as error:
             raise Mistake("raised", _where(error, answer)) from None
@@ -139,9 +141,22 @@ def guarded(answer: Callable) -> Callable:
             raise Mistake("global_rng")
         if not _same((args, options), kept):
             raise Mistake("changed_input")
+        _without_graph((args, options), kept)
         return result
 
     return call
+
+
+def _without_graph(now, before) -> None:
+    """Undo `requires_grad_` and `backward` on tensors: the caller computes with them, and hands them out again."""
+    if isinstance(before, torch.Tensor) and not before.requires_grad:
+        now.requires_grad_(False).grad = None
+    elif isinstance(before, dict):
+        for key in before:
+            _without_graph(now[key], before[key])
+    elif isinstance(before, list | tuple):
+        for a, b in zip(now, before, strict=True):
+            _without_graph(a, b)
 
 
 def _same(now, before) -> bool:
@@ -162,4 +177,9 @@ def _where(error: BaseException, answer: Callable) -> str:
     file = getattr(getattr(inspect.unwrap(answer), "__code__", None), "co_filename", "")
     own = next((frame for frame in reversed(frames) if frame.filename == file), None)
     place = f" (line {own.lineno}: {own.line or own.name})" if own else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return _said(error) + place
+
+
+def _said(error: BaseException) -> str:
+    """Its first line: PyTorch appends tables of what it could have run."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,12 +29,14 @@ class Mistake(Exception):
 def as_tensor(value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     """What an answer returned, as a float64 tensor without a graph: lists, NumPy arrays and numbers are welcome.
 
+    Where `shape` is (), any single number is, also one in a list or in a matrix.
+
     Raises: Mistake "nothing", "kind", or, where a `shape` is given, "shape" and "not_finite".
     """
     if value is None:
         raise Mistake("nothing")
     try:
-        result = torch.as_tensor(value).detach()
+        result = _joined(value).detach()
     except (TypeError, ValueError, RuntimeError):
         raise Mistake(
             "kind", f"got {type(value).__name__}; a tensor, an array, a list of numbers or a number is needed"
@@ -41,11 +44,26 @@ def as_tensor(value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     if result.is_complex():
         raise Mistake("kind", "got complex numbers")
     result = result.to("cpu", torch.float64).contiguous()  # torch.kron refuses some strides that einsum returns
+    if shape == () and result.numel() == 1:
+        result = result.reshape(())
     if shape is not None and result.shape != shape:
-        raise Mistake("shape", f"it is {tuple(result.shape)} and should be {shape}")
+        raise Mistake("shape", _shapes(result, shape))
     if shape is not None and not result.isfinite().all():
         raise Mistake("not_finite")
     return result
+
+
+def _joined(value: Any) -> Tensor:
+    """A list's rows may be tensors, arrays or lists themselves."""
+    if isinstance(value, np.ndarray):
+        value = np.array(value)  # in memory of its own: PyTorch takes no reversed and no read-only views
+    if isinstance(value, list | tuple) and any(isinstance(each, list | tuple | Tensor | np.ndarray) for each in value):
+        return torch.stack([_joined(each) for each in value])
+    return torch.as_tensor(value).to_dense()
+
+
+def _shapes(got: Tensor, want: tuple[int, ...]) -> str:
+    return f"it is {tuple(got.shape)} and should be {tuple(want) or 'one number'}"
 
 
 def expect(
@@ -65,10 +83,12 @@ def expect(
     """
     want = as_tensor(want)
     got = as_tensor(got)
+    if want.shape == () and got.numel() == 1:
+        got = got.reshape(())
     about = f" ({about})" if about else ""
     if got.shape != want.shape:
         swapped = want.ndim == 2 and got.shape == want.mT.shape
-        words = f"it is {tuple(got.shape)} and should be {tuple(want.shape)}{about}"
+        words = _shapes(got, want.shape) + about
         raise Mistake("transposed" if swapped and _near(got.mT, want, tolerance) else "shape", words)
     if not got.isfinite().all():
         raise Mistake("not_finite", about.strip())

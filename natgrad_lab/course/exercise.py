@@ -67,7 +67,8 @@ def exercises() -> dict[str, Exercise]:
     return found
 
 
-def find_exercise(key: str) -> Exercise:
-    """The exercise "3.1", or the one with that function name. Raises: ValueError that lists them."""
+def find_exercise(key: str | float) -> Exercise:
+    """The exercise "3.1", 3.1, or the one with that function name. Raises: ValueError that lists them."""
+    key = str(key)
     by_name = {exercise.name: exercise for exercise in exercises().values()}
     return by_name[key] if key in by_name else exercises()[known(key, exercises(), "exercise")]

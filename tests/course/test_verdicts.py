@@ -1,5 +1,6 @@
 """What a verdict says to a student whose answer is none of the usual wrong ones."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,3 +83,32 @@ def test_numbers_changed_in_a_list_or_a_dict_are_noticed():
 
     for key, answer in (("9.4", sorting), ("12.2", curing)):
         assert judge(find_exercise(key), answer).failed[0][1] == "changed_input"
+
+
+@pytest.mark.parametrize("answer", [lambda J, z: z.long().softmax(1), lambda J, z: z.to_sparse() != 0.5])
+def test_an_operation_that_pytorch_lacks_is_no_missing_answer(answer):
+    verdict = judge(find_exercise("2.1"), answer)
+    assert verdict.failed[0][1] == "raised" and "NotImplementedError" in str(verdict) and len(str(verdict).splitlines()) < 6
+
+
+def test_an_exercise_may_be_named_by_a_number():
+    assert find_exercise(3.1) is find_exercise("3.1") is find_exercise("natural_gradient")
+
+
+@pytest.mark.parametrize("answer", [lambda M, a, b: 1.0, lambda M, a, b: a @ M @ b])
+def test_nor_is_it_in_an_exercise(answer):
+    assert "times the right one" not in str(judge(find_exercise("1.4"), answer))
+
+
+@pytest.mark.parametrize(
+    "rows", [[torch.ones(2), torch.ones(2)], [np.ones(2), [1, 1]], np.ones((2, 3))[::-1, :2], torch.ones(2, 2).to_sparse()]
+)
+def test_rows_of_any_kind_and_reversed_arrays_are_welcome(rows):
+    assert torch.equal(as_tensor(rows, (2, 2)), torch.ones(2, 2, dtype=torch.float64))
+
+
+def test_one_number_may_come_in_a_list_or_a_matrix_and_two_may_not():
+    assert as_tensor(torch.tensor([[2.0]]), ()) == 2 and as_tensor([2], ()).shape == ()
+    with pytest.raises(Mistake) as caught:
+        as_tensor([1.0, 2.0], ())
+    assert caught.value.evidence == "it is (2,) and should be one number"

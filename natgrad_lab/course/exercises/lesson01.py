@@ -1,6 +1,7 @@
 """Exercises of lesson 01: the Fisher of a Gaussian in four coordinates, Rao's distance, the KL's quadratic, angles."""
 
 import math
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,8 +13,11 @@ MISTAKES = {
     "1-sigma": "The entry of σ is not that of μ: a change of σ moves the distribution more than an equal change of μ.",
     "1-chain": "These are other coordinates: entries of the Fisher in (μ, σ) must be multiplied by derivatives of σ.",
     "1-jacobian": "The Jacobian is that of the way back: F needs ∂(μ, σ)/∂(your coordinates).",
+    "1-side": "The Jacobian is on the wrong side: it has a row for μ and one for σ, and a column for each coordinate of yours.",
     "1-diagonal": "In these coordinates μ and σ are mixed: the Fisher has entries off the diagonal.",
     "1-half": "The ½ of the quadratic is missing or belongs elsewhere: KL ≈ ½ δᵀFδ.",
+    "1-order": "The two numbers have changed places: the KL comes first.",
+    "1-power": "The KL and its quadratic should differ by a term of third power in the step: one of the two is wrong.",
     "1-kl": "A KL is no distance: it depends on the order, and it grows with the square of a small step.",
     "1-euclid": "That measures on paper. A shift of the mean counts for less where σ is large.",
     "1-reversed": "The two distributions are swapped: the expectation is over the first one, the model before the step.",
@@ -72,7 +76,7 @@ def _with(theta, coords, second=2.0, how="right"):
     """Wrong answers on purpose: another entry for σ, or the Jacobian used wrongly."""
     mean, sigma = _back(theta, coords)
     J = _jacobian(coords, mean, sigma)
-    J = {"right": J, "back": torch.linalg.inv(J), "none": torch.eye(2, dtype=F64)}[how]
+    J = {"right": J, "back": torch.linalg.inv(J), "none": torch.eye(2, dtype=F64), "side": J.mT}[how]
     return J.mT @ torch.diag(torch.tensor([1 / sigma**2, second / sigma**2], dtype=F64)) @ J
 
 
@@ -88,6 +92,7 @@ def _fisher_part(*names: str):
             suspects = {
                 "1-sigma": _with(theta, coords, 1.0), "1-chain": _with(theta, coords, how="none"),
                 "1-jacobian": _with(theta, coords, how="back"), "1-diagonal": _only_diagonal(theta, coords),
+                "1-side": _with(theta, coords, how="side"),
             }  # fmt: skip
             about = f"coordinates {coords!r}, theta = ({theta[0]:.3g}, {theta[1]:.3g})"
             expect(answer(theta, coords), gaussian_fisher(theta, coords), suspects=suspects, keys={"2": "1-half"}, about=about)
@@ -235,7 +240,7 @@ def _check_quadratic(answer, generator):
     for eps in (0.3, 0.05):
         suspects = {
             "1-half": _quadratic(theta, direction, eps, 1.0), "1-sigma": _quadratic(theta, direction, eps, second=1.0),
-            "1-size": _quadratic(theta, direction, eps, power=1),
+            "1-size": _quadratic(theta, direction, eps, power=1), "1-order": _kl(theta, theta + eps * direction),
         }  # fmt: skip
         got = _two_numbers(answer(theta, direction, eps), 1)
         want = _quadratic(theta, direction, eps)
@@ -259,7 +264,7 @@ def _check_slope(answer, generator):
         errors.append(abs(_two_numbers(pair, 0) - _two_numbers(pair, 1)))
     power = math.log2(errors[0] / errors[1]) if min(errors) > 0 else 0.0
     if not 2.5 < power < 3.5:
-        raise Mistake("1-half", f"the difference goes with the step to the power {power:.2f}")
+        raise Mistake("1-power", f"the difference goes with the step to the power {power:.2f}")
 
 
 def _by_distributions(theta, direction, eps):
@@ -275,6 +280,10 @@ def angle_between(M: Tensor, a: Tensor, b: Tensor) -> float:
     """Degrees between the steps a and b in the inner product of the metric M."""
     cosine = (a @ M @ b) / torch.sqrt((a @ M @ a) * (b @ M @ b))
     return float(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
+
+
+def _nan_is_zero(M, a, b):
+    return torch.nan_to_num(torch.rad2deg(torch.arccos((a @ M @ b) / torch.sqrt((a @ M @ a) * (b @ M @ b)))))
 
 
 def _euclidean_angle(M, a, b):
@@ -300,27 +309,28 @@ def _angles(answer, generator):
             "1-lengths": _forgot_lengths(M, first, second),
             "1-inverse": angle_between(torch.linalg.inv(M), first, second),
         }  # fmt: skip
-        got = as_tensor(answer(M, first, second))
-        expect(got.reshape(()) if got.numel() == 1 else got, want, suspects=suspects, tolerance=1e-7)
+        expect(answer(M, first, second), want, suspects=suspects, tolerance=1e-7)
 
 
 def _same_angle_on_every_map(answer, generator):
     M, a, b = _angle_instance(generator)
     J = torch.randn(3, 3, generator=generator, dtype=F64) + 2 * torch.eye(3, dtype=F64)
     there = torch.linalg.inv(J)
-    want, got = angle_between(M, a, b), as_tensor(answer(there.mT @ M @ there, J @ a, J @ b))
-    if got.numel() != 1 or not math.isclose(float(got.reshape(())), want, rel_tol=1e-6):
+    here, moved = (as_tensor(answer(*case), ()) for case in ((M, a, b), (there.mT @ M @ there, J @ a, J @ b)))
+    if not math.isclose(moved, here, rel_tol=1e-5):
         raise Mistake("M22", "the same two steps in other coordinates, with the metric of these coordinates")
+    expect(moved, angle_between(M, a, b), tolerance=1e-6)
 
 
 def _parallel(answer, generator):
-    M, a, _ = _angle_instance(generator)
-    for factor, want in ((2.5, 0.0), (-0.5, 180.0)):
+    M, *steps = _angle_instance(generator)
+    for a, factor in product(steps, (2.5, 0.3, 7.0, -0.5, -3.0, -0.7)):  # rounding goes either way
         got = as_tensor(answer(M, a, factor * a))
         if not got.isfinite().all():
             raise Mistake("not_finite", "for two parallel steps: rounding makes the cosine a little larger than 1")
-        if got.numel() != 1 or abs(float(got.reshape(())) - want) > 1e-4:
-            raise Mistake("unrecognized", f"two parallel steps: {got.flatten().tolist()}")
+        want, got = 180.0 if factor < 0 else 0.0, as_tensor(got, ())
+        if abs(got - want) > 1e-4:
+            raise Mistake("unrecognized", f"b is {factor:g} times a: {got:.4g} degrees, and it should be {want:g}")
 
 
 def _angle_by_root(M, a, b):
@@ -348,11 +358,15 @@ EXERCISES = (
             ("1-sigma", lambda theta, coords: _with(theta, coords, 1.0)),
             ("1-jacobian", lambda theta, coords: _with(theta, coords, how="back")),
             ("1-chain", lambda theta, coords: _with(theta, coords, how="none")),
+            ("1-side", lambda theta, coords: _with(theta, coords, how="side")),
             ("1-diagonal", _only_diagonal),
             ("1-half", lambda theta, coords: gaussian_fisher(theta, coords) / 2),
             ("shape", lambda theta, coords: gaussian_fisher(theta, coords).diagonal()),
         ),
-        others=(_fisher_by_covariance, lambda theta, coords: gaussian_fisher(theta, coords).tolist()),
+        others=(
+            _fisher_by_covariance, lambda theta, coords: gaussian_fisher(theta, coords).tolist(),
+            lambda theta, coords: list(gaussian_fisher(theta, coords)),
+        ),
         read="Other coordinates",
     ),
     Exercise(
@@ -370,7 +384,7 @@ EXERCISES = (
             ("1-kl", lambda p, q: torch.sqrt(_kl(p, q))),
             ("1-euclid", lambda p, q: torch.linalg.norm(p - q)),
         ),
-        others=(_arccosh, _hyperbolic_log),
+        others=(_arccosh, _hyperbolic_log, lambda p, q: _arccosh(p.requires_grad_(), q.requires_grad_())),
         read="The half-plane of Gaussians",
     ),
     Exercise(
@@ -382,6 +396,7 @@ EXERCISES = (
             ("1-half", lambda t, d, e: (_kl(t, t + e * d), _quadratic(t, d, e, 1.0))),
             ("1-sigma", lambda t, d, e: (_kl(t, t + e * d), _quadratic(t, d, e, second=1.0))),
             ("1-size", lambda t, d, e: (_kl(t, t + e * d), _quadratic(t, d, e, power=1))),
+            ("1-order", lambda t, d, e: kl_vs_quadratic(t, d, e)[::-1]),
             ("1-reversed", lambda t, d, e: (_kl(t + e * d, t), _quadratic(t, d, e))),
             ("1-kl", lambda t, d, e: (_kl(t + e * d, t) + _kl(t, t + e * d), _quadratic(t, d, e))),
         ),
@@ -400,6 +415,7 @@ EXERCISES = (
             ("1-radians", lambda M, a, b: math.radians(angle_between(M, a, b))),
             ("1-lengths", _forgot_lengths),
             ("1-inverse", lambda M, a, b: angle_between(torch.linalg.inv(M), a, b)),
+            ("unrecognized", _nan_is_zero),
         ),
         others=(_angle_by_root,),
         read="The metric of a map",

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -12,7 +13,7 @@ from natgrad_lab.course.exercise import Exercise, Part
 MISTAKES = {
     "2-diag": "The output matrix is diag(p) only. Probabilities sum to 1: what one gains the others lose.",
     "2-logits": "Logits are no probabilities: they have to go through softmax.",
-    "2-overflow": "exp overflows for large logits. Subtract the largest logit first, or let softmax do it.",
+    "2-overflow": "exp overflows for large logits. Subtract each example's largest logit first, or let softmax do it.",
     "2-doubles": "Copying the data set must change nothing; a mean over examples has that property, a sum has not.",
     "2-uniform": "Labels are drawn, but not from the prediction of the example.",
     "2-samples": "With more samples the result grows or shrinks: take the mean over the samples.",
@@ -91,7 +92,7 @@ def _copied_data(answer, generator):
 
 def _certain_predictions(answer, generator):
     J, z = _softmax_instance(generator)
-    z = z + 800 * one_hot(torch.arange(7) % 3, 3)
+    z = z + 800 * one_hot(torch.arange(7) % 3, 3) + 800 * (torch.arange(7) % 2).unsqueeze(1)
     got = as_tensor(answer(J, z))
     if not got.isfinite().all():
         raise Mistake("2-overflow", f"the largest logit is {z.max():.0f}")
@@ -232,7 +233,7 @@ def _block_values(answer, generator):
     A, G = _factors(generator)
     suspects = {"M07": torch.kron(A, G), "2-sum": _kronecker_sum(A, G)}
     got, want = as_tensor(answer(A, G)), block_from_factors(A, G)
-    same_numbers = got.numel() == want.numel() and torch.allclose(got.flatten().sort()[0], want.flatten().sort()[0])
+    same_numbers = got.shape == want.shape and torch.allclose(got.flatten().sort()[0], want.flatten().sort()[0])
     if same_numbers and not any(got.shape == s.shape and torch.allclose(got, s) for s in (want, suspects["M07"])):
         raise Mistake("2-reshape")
     expect(got, want, suspects=suspects, about="3 outputs, 4 inputs")
@@ -336,13 +337,17 @@ def trap_efficiency(x: Tensor, y: Tensor, w: float, b: float, damping: float = 1
 def _trap(answer, generator):
     w, b = torch.randn(2, generator=generator, dtype=F64).tolist()
     got = answer(w, b)
+    if hasattr(got, "tolist"):  # both in one array
+        got = got.tolist()
     if not isinstance(got, list | tuple) or len(got) != 2:
-        raise Mistake("kind", "return the inputs and the targets")
+        raise Mistake("kind", "return a pair: the inputs and the targets")
     x = as_tensor(got[0])
     y = as_tensor(got[1], x.shape)
     if x.ndim != 1 or len(x) < 2 or not x.isfinite().all():
         raise Mistake("shape", f"inputs are {tuple(x.shape)}; give two finite numbers or more")
     efficiency = trap_efficiency(x, y, w, b)
+    if math.isnan(efficiency):
+        raise Mistake("not_finite", "in the Fishers of your data: the numbers are too large")
     if efficiency > 0.05:
         raise Mistake("2-agrees", f"its direction still reaches {efficiency:.0%} of the possible decrease; at most 5 %")
 
@@ -373,6 +378,7 @@ EXERCISES = (
             ("M25", lambda J, z: torch.zeros(J.shape[2], J.shape[2])),
             ("shape", lambda J, z: fisher_softmax(J, z).diagonal()),
             ("2-overflow", _naive_softmax),
+            ("2-overflow", lambda J, z: _naive_softmax(J, z - z.max())),
         ),
         others=(_by_loops,),
         read="Five recipes",
@@ -407,6 +413,7 @@ EXERCISES = (
             ("M07", lambda A, G: torch.kron(A, G)),
             ("2-reshape", _reshaped),
             ("2-sum", _kronecker_sum),
+            ("shape", lambda A, G: torch.einsum("ik,ab->iakb", G, A)),
             ("scaled", lambda A, G: 4 * torch.kron(G, A)),
             ("nothing", lambda A, G: None),
         ),
@@ -428,7 +435,7 @@ EXERCISES = (
             ("2-variance", lambda J, variance: J.square().sum(1).mean(0) * variance),
             ("M25", lambda J, variance: torch.zeros(J.shape[2])),
         ),
-        others=(_diagonal_by_loops,),
+        others=(_diagonal_by_loops, lambda J, variance: np.diagonal(sum(j.T @ j for j in J.numpy()) / len(J) / variance)),
         read="Where did N go?",
     ),
     Exercise(
@@ -441,8 +448,9 @@ EXERCISES = (
             ("2-flat", lambda w, b: (torch.tensor([0.0, 1.0]), torch.tensor([b, w + b]))),
             ("2-singular", lambda w, b: (torch.ones(4), torch.arange(4.0))),
             ("shape", lambda w, b: (torch.ones(4), torch.arange(3.0))),
+            ("not_finite", lambda w, b: ([-1e200, 1e200], [1e300, -1e300])),
         ),
-        others=(_many_points,),
+        others=(_many_points, lambda w, b: torch.stack(empirical_trap(w, b))),
         read="What the labels do",
     ),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from natgrad_lab.course.diagnose import Mistake, as_tensor, expect
 from natgrad_lab.course.exercise import Exercise, Part
+from natgrad_lab.course.exercises.lesson03 import recognize
 
 MISTAKES = {
     "5-bias": "The function has changed: when c is subtracted from the inputs, the bias has to take W c up.",
@@ -87,7 +88,8 @@ def _same_function(answer, generator):
     if not torch.allclose(V @ U, W, rtol=1e-8, atol=1e-8):
         raise Mistake("5-weights", "V U is not W")
     outputs = (a - c) @ U.mT @ V.mT + d
-    expect(outputs, a @ W.mT + b, suspects={"5-bias": (a - c) @ W.mT + b, "M11": (a - c) @ W.mT}, about="of the outputs")
+    recognize(outputs, a @ W.mT + b, [("5-bias", (a - c) @ W.mT + bias) for bias in (b, b - W @ c, b + V @ c)])
+    expect(outputs, a @ W.mT + b, suspects={"M11": (a - c) @ W.mT}, about="of the outputs")
 
 
 def _dead_input(answer, generator):
@@ -131,6 +133,12 @@ def _by_cholesky(W, b, a, epsilon):
     return W @ L, b + W @ c, torch.linalg.inv(L), c
 
 
+def _upside_down(W, b, a, epsilon):
+    """The largest variance first."""
+    V, d, U, c = (each.numpy() for each in whiten_layer(W, b, a, epsilon))
+    return V[:, ::-1], d, U[::-1], c
+
+
 # ---- 5.2
 
 
@@ -150,7 +158,7 @@ def _gradients(W: Tensor, b: Tensor, a: Tensor, generator: torch.Generator) -> t
 
 def _two(result, grad_W: Tensor, grad_b: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(result, tuple | list) or len(result) != 2:
-        raise Mistake("nothing" if result is None else "kind", "return the changes of W and of b")
+        raise Mistake("nothing" if result is None else "kind", "return a pair: one of the shape of W, one of the shape of b")
     return as_tensor(result[0], tuple(grad_W.shape)), as_tensor(result[1], tuple(grad_b.shape))
 
 
@@ -166,11 +174,12 @@ def _step_suspects(grad_W: Tensor, grad_b: Tensor, a: Tensor, epsilon: float, lr
     right = seen @ _ridge(covariance, epsilon)
     values, vectors = torch.linalg.eigh(covariance + epsilon * torch.eye(len(c), dtype=a.dtype))
     root = vectors @ torch.diag(values.rsqrt()) @ vectors.mT
-    summed = seen @ _ridge(N * covariance, epsilon)
+    summed, sample = seen @ _ridge(N * covariance, epsilon), seen @ _ridge(N / (N - 1) * covariance, epsilon)
     return {
         "M16": rows(grad_W, grad_b), "M11": rows(grad_W @ _ridge(raw, epsilon), grad_b), "5-bias-step": rows(right, grad_b),
         "5-cross": rows(grad_W @ _ridge(covariance, epsilon), grad_b - grad_W @ _ridge(covariance, epsilon) @ c),
         "5-once": rows(seen @ root, grad_b - seen @ root @ c), "M02": rows(summed, grad_b - summed @ c),
+        "5-sample": rows(sample, grad_b - sample @ c),
     }  # fmt: skip
 
 
@@ -185,6 +194,9 @@ def _one_step(answer, generator, epsilon=EPSILON, about="") -> None:
         second_moment = homogeneous.mT @ homogeneous / len(a)
         want = -0.3 * torch.linalg.solve(second_moment, torch.cat([grad_W, grad_b[:, None]], 1).mT).mT
     suspects = _step_suspects(grad_W, grad_b, a, epsilon, 0.3)
+    weights_right, bias_right = (torch.allclose(got[:, part], want[:, part], rtol=1e-6) for part in (slice(-1), -1))
+    if weights_right and not bias_right:
+        raise Mistake("5-bias-step", about)
     expect(got, want, suspects=suspects, scalars={"lr": 0.3, "N": float(len(a))}, keys={"N": "M02"}, about=about)
 
 
@@ -247,7 +259,7 @@ def _train(W, b, batches, lr, momentum, epsilon, every, *, mistake=""):
                 rows = torch.cat([W, b[:, None]], 1) @ torch.linalg.inv(old) @ M
                 W, b = rows[:, :-1], rows[:, -1]
             old, start = M, c
-        error = a @ W.T + b - y
+        error = (a @ W.T + b - y) * {"M02": len(a), "M06": 2}.get(mistake, 1)
         grad_W, grad_b = error.T @ a / len(a), error.mean(0)
         if mistake == "M16":
             change = torch.cat([grad_W, grad_b[:, None]], 1)
@@ -259,7 +271,7 @@ def _train(W, b, batches, lr, momentum, epsilon, every, *, mistake=""):
     return W, b
 
 
-TRAIN_MISTAKES = ("M19", "5-reset", "5-stale", "5-jump", "M16")
+TRAIN_MISTAKES = ("M19", "5-reset", "5-stale", "5-jump", "M16", "M02", "M06")
 
 
 def _batches(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor, list]:
@@ -325,7 +337,7 @@ def _scales(answer, generator):
     }  # fmt: skip
     got = as_tensor(result[1])
     if got.shape != D.shape:
-        raise Mistake("5-axis" if got.shape == (N,) else "shape", f"D is {tuple(got.shape)}")
+        raise Mistake("5-axis" if got.shape == (N,) else "shape", f"D is {tuple(got.shape)} and should be {tuple(D.shape)}")
     expect(got, (variance + 0.1).rsqrt(), suspects=suspects, about="of D")
 
 
@@ -333,10 +345,9 @@ def _compensated(answer, generator):
     V, D, white, result = _plus(answer, generator)
     new_V, new_D = as_tensor(result[0], tuple(V.shape)), as_tensor(result[1], tuple(D.shape))
     before = V * D
-    suspects = {"5-compensate": V * new_D}
-    suspects |= {"5-weights": V * D * new_D * new_D, "5-jump": V} if not torch.allclose(D, new_D) else {}
-    suspects["5-jump"] = V  # V / D_new: as if D had been 1
-    expect(new_V * new_D, before, suspects=suspects, about="of V D")
+    products = V * new_D, V, V * D * new_D**2, V * new_D**2 / D  # V as it was, divided by the new D, times it, upside down
+    recognize(new_V * new_D, before, [("5-compensate", product) for product in products])
+    expect(new_V * new_D, before, about="of V D")
 
 
 def _units_by_loop(V, D, white, floor):
@@ -364,6 +375,7 @@ EXERCISES = (
         parts=(Part("structure", 4, _white), Part("the same function", 4, _same_function), Part("edge cases", 2, _dead_input)),
         wrong=(
             ("5-bias", _wrong_whitening(lambda W, b, a, e, V, d, U, c: (V, b, U, c))),
+            ("5-bias", _wrong_whitening(lambda W, b, a, e, V, d, U, c: (V, b - W @ c, U, c))),
             ("5-root", lambda W, b, a, e: _from(*_covariance(a), W, b, e, after=True)),
             ("5-transposed", _wrong_whitening(_transposed)),
             ("5-weights", _wrong_whitening(lambda W, b, a, e, V, d, U, c: (W @ U, d, U, c))),
@@ -373,7 +385,7 @@ EXERCISES = (
             ("M11", lambda W, b, a, e: _from(a.T @ a / len(a), 0 * a[0], W, b, e)),
             ("nothing", lambda W, b, a, e: None),
         ),
-        others=(_symmetric_whitening, _by_cholesky),
+        others=(_symmetric_whitening, _by_cholesky, _upside_down),
         read="The same function in other coordinates",
     ),
     Exercise(
@@ -381,7 +393,10 @@ EXERCISES = (
         name="prong_step",
         reference=prong_step,
         parts=(Part("structure", 5, _one_step), Part("K-FAC with G = I", 3, _undamped)),
-        wrong=tuple((key, _step_wrong(key)) for key in ("M16", "M11", "5-bias-step", "5-cross", "5-once", "M02")),
+        wrong=(
+            *((key, _step_wrong(key)) for key in ("M16", "M11", "5-bias-step", "5-cross", "5-once", "M02", "5-sample")),
+            ("5-bias-step", lambda grad_W, grad_b, a, e, lr: (prong_step(grad_W, grad_b, a, e, lr)[0], -lr * grad_b / 2)),
+        ),
         others=(_by_hand,),
         read="Surprise: it is half of K-FAC",
     ),
@@ -403,7 +418,8 @@ EXERCISES = (
         parts=(Part("unit variance", 3, _scales), Part("the same function", 3, _compensated)),
         wrong=(
             ("5-compensate", lambda V, D, white, floor: (V, unit_scales(V, D, white, floor)[1])),
-            ("5-jump", lambda V, D, white, floor: (V / unit_scales(V, D, white, floor)[1], unit_scales(V, D, white, floor)[1])),
+            ("5-compensate", lambda V, D, white, floor: (
+                V / unit_scales(V, D, white, floor)[1], unit_scales(V, D, white, floor)[1])),
             ("5-deviation", _scaled_wrong(lambda white, floor: (white.var(0, correction=0) + floor).sqrt())),
             ("5-sample", _scaled_wrong(lambda white, floor: (white.var(0) + floor).rsqrt())),
             ("5-axis", _scaled_wrong(lambda white, floor: (white.var(1, correction=0) + floor).rsqrt())),

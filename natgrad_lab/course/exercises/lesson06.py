@@ -147,9 +147,10 @@ def _layer(answer, generator):
     others = {
         key: _gradients(*(arguments if o is not None else (*arguments[:4], 0.0)), **(o or {})) for key, o in wrong.items()
     }
+    sizes = {"N": 11.0, "C": 3.0}
     for place, name in enumerate(("by W1", "by W2")):
         suspects = {key: each[place] for key, each in others.items()}
-        expect(got[place], want[place], suspects=suspects, about=name, scalars={"N": 11.0}, keys={"N": "M02", "2": "M06"})
+        expect(got[place], want[place], suspects=suspects, about=name, scalars=sizes, keys={"N": "M02", "C": "M06", "2": "M06"})
 
 
 def _layer_by_hand(W1, W2, x, y, damping):
@@ -160,6 +161,14 @@ def _layer_by_hand(W1, W2, x, y, damping):
     error = white @ W2.T - y
     back = error @ W2 @ Z * (1 - h**2)
     return torch.einsum("ni,nj->ij", back, x).numpy() / N, torch.einsum("ni,nj->ij", error, white) / N
+
+
+def _layer_by_backward(W1, W2, x, y, damping):
+    W1.requires_grad_(), W2.requires_grad_()
+    h = torch.tanh(x @ W1.T)
+    Z = _power(h.detach().T @ h.detach() / len(x) + damping * torch.eye(len(W1)), -0.5)
+    (0.5 * (h @ Z @ W2.T - y).square().sum(1)).mean().backward()
+    return W1.grad, W2.grad
 
 
 # ---- 6.3
@@ -191,6 +200,7 @@ def _exact_at_the_rank(answer, generator):
     rows = torch.randn(7, 3, generator=generator, dtype=torch.float64)
     A = rows @ rows.mT
     index = torch.randperm(7, generator=generator)[:5]  # five landmarks, rank 3: their block is singular
+    expect(answer(A, index[:3]), A, tolerance=1e-6, about="three landmarks of a matrix of rank 3")
     try:
         got = as_tensor(answer(A, index), (7, 7))
         error = float((got - A).norm() / A.norm())
@@ -259,7 +269,7 @@ def _named(answer, generator):
     if said is None:
         raise Mistake("nothing")
     if not isinstance(said, dict):
-        raise Mistake("kind", f"got {type(said).__name__}")
+        raise Mistake("kind", f"got {type(said).__name__}; return a dictionary, letter → name")
     if sorted(said) != sorted(letters) or sorted(map(str, said.values())) != sorted(NAMES):
         raise Mistake("6-names", f"the names are {', '.join(NAMES)}")
     missed = {letters[letter] for letter in letters if letters[letter] != said[letter]}
@@ -301,10 +311,11 @@ EXERCISES = (
             ("6-root", lambda *args: _gradients(*args, power=0.5)),
             ("M02", lambda *args: tuple(len(args[2]) * each for each in _gradients(*args))),
             ("M06", lambda *args: tuple(2 * each for each in _gradients(*args))),
+            ("M06", lambda *args: tuple(each / len(args[1]) for each in _gradients(*args))),
             ("6-undamped", lambda *args: _gradients(*args[:4], 0.0)),
             ("M25", lambda *args: _gradients(*args, cut=True)),
         ),
-        others=(_layer_by_hand,),
+        others=(_layer_by_hand, _layer_by_backward),
         read="The reconstructed network",
     ),
     Exercise(
@@ -334,6 +345,7 @@ EXERCISES = (
             ("6-middle", lambda A, index: A[:, index] @ A[:, index].T),
             ("6-multiplied", lambda A, index: A[:, index] @ A[index][:, index] @ A[:, index].T),
             ("6-pinv", lambda A, index: A[:, index] @ torch.linalg.inv(A[index][:, index]) @ A[:, index].T),
+            ("unrecognized", lambda A, index: nystrom(A, torch.arange(len(index)))),
             ("shape", lambda A, index: A[index]),
         ),
         others=(_by_eigenvalues,),
