@@ -12,6 +12,8 @@ from natgrad_lab.course.exercise import Exercise, Part
 MISTAKES = {
     "3-relative": "The damping is relative: F was multiplied by it. Add λI to F itself.",
     "3-square": "The damping enters squared.",
+    "3-none": "The damping has no effect here.",
+    "3-entries": "The damping was added to every entry of F. The λ in F + λI stands on the diagonal only.",
     "3-inverse": "Digits were lost: this Fisher is nearly singular. Solve the system, without an inverse or more damping.",
     "3-fisher-kept": "The gradient was carried to the new coordinates and the Fisher was not. Both change.",
     "3-gradient-kept": "The Fisher was carried to the new coordinates and the gradient was not. Both change.",
@@ -60,7 +62,7 @@ def _values(answer, generator):
         solve = lambda M: torch.linalg.solve(M, g)  # noqa: E731
         suspects = {
             "M16": g, "M09": solve(7 * F + damping * eye), "3-relative": solve((1 + damping) * F),
-            "3-square": solve(F + damping**2 * eye),
+            "3-square": solve(F + damping**2 * eye), "3-none": solve(F), "3-entries": solve(F + damping),
         }  # fmt: skip
         expect(answer(F, g, damping), solve(F + damping * eye), suspects=suspects, scalars={"λ": damping, "N": 7})
 
@@ -245,6 +247,9 @@ EXERCISES = (
             ("M09", lambda F, g, damping: torch.linalg.solve(7 * F + damping * torch.eye(len(g)), g)),
             ("3-relative", lambda F, g, damping: torch.linalg.solve((1 + damping) * F, g)),
             ("3-square", lambda F, g, damping: torch.linalg.solve(F + damping**2 * torch.eye(len(g)), g)),
+            ("3-none", lambda F, g, damping: torch.linalg.lstsq(F, g[:, None]).solution.flatten()),
+            ("3-none", lambda F, g, damping: torch.linalg.solve(F, g)),
+            ("3-entries", lambda F, g, damping: torch.linalg.solve(F + damping, g)),
             ("3-inverse", lambda F, g, damping: torch.linalg.inv(F + damping * torch.eye(len(g))) @ g),
             ("nothing", lambda F, g, damping: None),
         ),
