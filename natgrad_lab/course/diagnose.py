@@ -5,7 +5,7 @@ this instance, never the right answer.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,15 @@ def expect(
         raise Mistake("transposed", about.strip())
     error = float((got - want).norm() / want.norm()) if want.any() else float(got.norm())
     raise Mistake("unrecognized", f"relative error {error:.2g}{about}")
+
+
+def recognize(got: Any, want: Any, pairs: Iterable[tuple[str, Any]]) -> None:
+    """Raise the Mistake of the first (key, value) that `got` equals and `want` does not; as `suspects`, several a key."""
+    got, want = as_tensor(got), as_tensor(want)
+    for key, value in pairs:
+        suspect = as_tensor(value)
+        if _near(got, suspect, FIT) and not _near(suspect, want, FIT):
+            raise Mistake(key)
 
 
 def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:

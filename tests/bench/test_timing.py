@@ -34,7 +34,7 @@ def test_slow_cases_sit_out_once_their_time_is_spent(cases, budget, rounds):
     assert [set(seconds) for seconds in measured.values()] == [{1.0}, {3.0}, {50.0}]
 
 
-def test_a_period_of_calls_makes_one_time_their_mean(cases, monkeypatch):
+def test_a_period_of_calls_makes_one_time_their_mean(cases):
     """Of 4 calls every fourth takes 9 seconds, the rest 1: 3 seconds a call, whatever the median call takes."""
     plain, turns = cases["yardstick"], iter(range(1000))
 

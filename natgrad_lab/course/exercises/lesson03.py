@@ -1,12 +1,11 @@
 """Exercises of lesson 03: solve with a damped Fisher, change coordinates, judge a direction, adapt the damping."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from natgrad_lab.course.diagnose import Mistake, as_tensor, expect
+from natgrad_lab.course.diagnose import Mistake, as_tensor, expect, recognize
 from natgrad_lab.course.exercise import Exercise, Part
 
 MISTAKES = {
@@ -35,16 +34,6 @@ def _draw(generator: torch.Generator, *shape: int) -> Tensor:
 def _instance(generator: torch.Generator, dim: int = 5, examples: int = 7) -> tuple[Tensor, Tensor]:
     rows = _draw(generator, examples, dim)
     return rows.mT @ rows / examples, _draw(generator, dim)
-
-
-def recognize(got, want, pairs: Iterable[tuple[str, object]]) -> None:
-    """Raise the Mistake of the first (key, value) with that value, unless it is the right one; as `suspects`, several a key."""
-    got, want = as_tensor(got), as_tensor(want)
-    near = lambda a, b: a.shape == b.shape and bool((a - b).norm() <= 1e-7 * b.norm())  # noqa: E731
-    for key, value in pairs:
-        suspect = as_tensor(value)
-        if near(got, suspect) and not near(suspect, want):
-            raise Mistake(key)
 
 
 # ---- 3.1

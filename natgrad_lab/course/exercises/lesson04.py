@@ -7,9 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from natgrad_lab.course.diagnose import Mistake, as_tensor, expect
+from natgrad_lab.course.diagnose import Mistake, as_tensor, expect, recognize
 from natgrad_lab.course.exercise import Exercise, Part
-from natgrad_lab.course.exercises.lesson03 import recognize
 
 MISTAKES = {
     "4-layers": "It has to return one matrix for each layer, of that layer's shape, inputs first.",

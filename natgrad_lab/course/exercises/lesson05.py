@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from natgrad_lab.course.diagnose import Mistake, as_tensor, expect
+from natgrad_lab.course.diagnose import Mistake, as_tensor, expect, recognize
 from natgrad_lab.course.exercise import Exercise, Part
-from natgrad_lab.course.exercises.lesson03 import recognize
 
 MISTAKES = {
     "5-bias": "The function has changed: when c is subtracted from the inputs, the bias has to take W c up.",

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from natgrad_lab.course.diagnose import Mistake, as_tensor, expect
+from natgrad_lab.course.diagnose import Mistake, as_tensor, expect, recognize
 from natgrad_lab.course.exercise import Exercise, Part
-from natgrad_lab.course.exercises.lesson03 import recognize
 
 MISTAKES = {
     "11-batch-squared": "The noise falls too fast with the batch: the variance of a mean of B numbers is 1/B of one.",
